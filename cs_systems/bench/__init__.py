@@ -1,0 +1,1 @@
+"""Experiments: each turns cases into records. `record` is what every other layer reads."""

@@ -1,0 +1,150 @@
+"""The one format of measured and estimated numbers: a record per case, a JSON object per line.
+
+Files are append-only and versioned. A line that cannot be read (a run killed while writing, a foreign file)
+is skipped and reported, never fatal and never silent. Nothing here imports torch.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "oom", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a number comes from: enough to run it again and to know what it may be compared with."""
+
+    command: str
+    """What was typed."""
+    commit: str | None
+    """Git commit of the code that ran; None outside a checkout."""
+    dirty: bool | None
+    """Whether the checkout had uncommitted changes."""
+    time_utc: str
+    """Start of the case, ISO 8601."""
+    device: str
+    """Name of the processor that ran the model."""
+    device_type: str
+    """cpu or cuda."""
+    threads: int
+    """Threads torch used for one operation on the CPU."""
+    versions: Mapping[str, str | None]
+    """Python, torch, triton, CUDA and driver; None where absent."""
+
+
+@dataclass(frozen=True)
+class BenchmarkRecord:
+    """One case of one experiment: what was asked, how it ended, every sample, what follows from them."""
+
+    experiment: str
+    case: Mapping[str, Any]
+    """Every resolved setting that defines the case; two records are comparable when these agree."""
+    status: Status
+    """ok, oom, skipped (not run: see reason) or failed (ran and ended early)."""
+    provenance: Provenance
+    reason: str | None = None
+    """Why the status is not ok, with advice."""
+    samples_s: Mapping[str, list[float]] = field(default_factory=dict)
+    """Seconds of each measured step by pass, in the order measured."""
+    warmup_samples_s: Mapping[str, list[float]] = field(default_factory=dict)
+    """Seconds of each warm-up step by pass."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """What follows from the samples; the unit is in each name, None means not known."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader should know about this row."""
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def key(self) -> str:
+        """Identity of the case within an experiment: equal for runs that may be compared."""
+        return json.dumps([self.experiment, dict(self.case)], sort_keys=True)
+
+    def to_json(self) -> str:
+        """The record as one line of JSON, without the newline."""
+        return json.dumps(dataclasses.asdict(self), allow_nan=False, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> "BenchmarkRecord":
+        """Read a line written by `to_json`.
+
+        Raises:
+            ValueError: when the line is no record of this schema; the message says why.
+        """
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            raise ValueError("not JSON, or cut off") from None
+        if not isinstance(values, dict) or "schema_version" not in values:
+            raise ValueError("JSON, but not a benchmark record")
+        if values["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema {values['schema_version']}, this program reads {SCHEMA_VERSION}")
+        try:
+            provenance = Provenance(**values.pop("provenance"))
+            record = cls(provenance=provenance, **values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a record with missing or unknown fields ({error})") from None
+        if record.status not in get_args(Status):
+            raise ValueError(f"unknown status {record.status!r}")
+        if not all(isinstance(part, dict) for part in (record.case, record.samples_s, record.metrics)):
+            raise ValueError("case, samples_s and metrics must be JSON objects")
+        return record
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Open `path` for appending, so that a bad path is reported before hours of measuring.
+
+    Raises:
+        ValueError: naming the folder or file and what to do.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"--output {path}: folder {path.parent} does not exist; create it first")
+    try:
+        with path.open("a"):
+            pass
+    except OSError as error:
+        raise ValueError(f"--output {path}: cannot write ({error.strerror}); choose another place") from None
+
+
+def append_record(path: pathlib.Path, record: BenchmarkRecord) -> None:
+    """Append one line and force it to disk, so that nothing measured is lost when the next case dies."""
+    with path.open("a+b") as file:
+        if file.tell() and not _ends_with_newline(file):
+            file.write(b"\n")  # close a half-written line instead of gluing the next record to it
+        file.write(record.to_json().encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _ends_with_newline(file: Any) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def read_records(path: pathlib.Path) -> tuple[list[BenchmarkRecord], list[str]]:
+    """The records of a file and one message per line that was skipped.
+
+    Raises:
+        ValueError: when the file cannot be read, or holds lines but no record.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read ({error.strerror})") from None
+    records, problems = [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(BenchmarkRecord.from_json(line))
+        except ValueError as error:
+            problems.append(f"{path}: line {number} ignored: {error}")
+    if problems and not records:
+        raise ValueError(f"{path} holds no benchmark records ({problems[0].split(': ', 1)[1]})")
+    return records, problems
