@@ -1,0 +1,112 @@
+"""Causal self-attention, and the functions that do its heart: the simple one first.
+
+An attention function is a plain function from queries, keys and values to outputs. The module holds one;
+`apply.apply_attention` exchanges it, so kernels and caches need no change here.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cs_systems.model.config import ModelConfig
+from cs_systems.model.functional import apply_rope, softmax
+from cs_systems.model.layers import Linear
+
+Rotation = tuple[Tensor, Tensor]
+"""cos and sin for `apply_rope`, already restricted to the positions at hand."""
+
+
+class AttentionFunction(Protocol):
+    """softmax(q k^T / sqrt(d_head) + bias) v per head; query heads share key heads in equal groups."""
+
+    def __call__(
+        self,
+        q: Float[Tensor, "batch heads queries d_head"],
+        k: Float[Tensor, "batch kv_heads keys d_head"],
+        v: Float[Tensor, "batch kv_heads keys d_head"],
+        *,
+        is_causal: bool = True,
+        bias: Float[Tensor, "#heads queries keys"] | None = None,
+    ) -> Float[Tensor, "batch heads queries d_head"]:
+        """`is_causal` hides keys after the query (top-left aligned); `bias` is added to the scaled scores."""
+        ...
+
+
+def naive_attention(
+    q: Float[Tensor, "batch heads queries d_head"],
+    k: Float[Tensor, "batch kv_heads keys d_head"],
+    v: Float[Tensor, "batch kv_heads keys d_head"],
+    *,
+    is_causal: bool = True,
+    bias: Float[Tensor, "#heads queries keys"] | None = None,
+) -> Float[Tensor, "batch heads queries d_head"]:
+    """Materialise the scores: 2 * batch * heads * queries * keys values stay alive for backward.
+
+    Query heads that share a key head are stacked along the query axis, so keys are never expanded.
+    """
+    kv_heads, queries, keys = k.shape[1], q.shape[2], k.shape[2]
+    stacked = rearrange(q * q.shape[-1] ** -0.5, "b (g r) q d -> b g (r q) d", g=kv_heads)
+    scores = rearrange(stacked @ k.mT, "b g (r q) k -> b (g r) q k", q=queries)
+    if bias is not None:
+        scores = scores + bias
+    if is_causal:
+        later = torch.ones(queries, keys, dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, float("-inf"))
+    weights = rearrange(softmax(scores, dim=-1), "b (g r) q k -> b g (r q) k", g=kv_heads)
+    return rearrange(weights.to(v.dtype) @ v, "b g (r q) d -> b (g r) q d", q=queries)
+
+
+def sdpa_attention(
+    q: Float[Tensor, "batch heads queries d_head"],
+    k: Float[Tensor, "batch kv_heads keys d_head"],
+    v: Float[Tensor, "batch kv_heads keys d_head"],
+    *,
+    is_causal: bool = True,
+    bias: Float[Tensor, "#heads queries keys"] | None = None,
+) -> Float[Tensor, "batch heads queries d_head"]:
+    """PyTorch's fused kernel, which never writes the scores to memory."""
+    if bias is not None:
+        if is_causal:  # the kernel takes a mask or the causal flag, not both
+            later = torch.ones(bias.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+            bias = bias.masked_fill(later, float("-inf"))
+        bias = bias.to(q.dtype).expand(1, q.shape[1], -1, -1)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=bias, is_causal=is_causal and bias is None, enable_gqa=k.shape[1] != q.shape[1]
+    )
+
+
+ATTENTION: dict[str, AttentionFunction] = {"naive": naive_attention, "sdpa": sdpa_attention}
+"""Attention functions by the name used in flags and tables."""
+
+
+class SelfAttention(nn.Module):
+    """Project to queries, keys and values, attend, project back. MHA, GQA and MQA alike."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d_model, d_kv = config.d_model, config.num_kv_heads * config.d_head
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.q_proj = Linear(d_model, d_model, config.attention_bias)
+        self.k_proj = Linear(d_model, d_kv, config.attention_bias)
+        self.v_proj = Linear(d_model, d_kv, config.attention_bias)
+        self.output_proj = Linear(d_model, d_model, config.attention_bias)
+        self.attention: AttentionFunction = naive_attention
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch seq d_model"],
+        rotation: Rotation | None = None,
+        bias: Float[Tensor, "#heads seq seq"] | None = None,
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """Attend causally; a `bias` carries the causal mask itself (-inf hides a key)."""
+        q = rearrange(self.q_proj(x), "b s (h d) -> b h s d", h=self.num_heads)
+        k = rearrange(self.k_proj(x), "b s (h d) -> b h s d", h=self.num_kv_heads)
+        v = rearrange(self.v_proj(x), "b s (h d) -> b h s d", h=self.num_kv_heads)
+        if rotation is not None:
+            q, k = apply_rope(q, *rotation), apply_rope(k, *rotation)
+        heads = self.attention(q, k, v, is_causal=bias is None, bias=bias)
+        return self.output_proj(rearrange(heads, "b h s d -> b s (h d)"))

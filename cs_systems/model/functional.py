@@ -1,0 +1,76 @@
+"""Softmax, cross-entropy and rotary embedding as plain functions of tensors."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def softmax(x: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
+    """exp(x_i - m) / sum_j exp(x_j - m) along `dim`, with m the largest entry, so that exp cannot overflow.
+
+    m is detached: softmax does not change when a constant is added to a row, so its gradient through m is
+    zero and autograd need not keep anything for it. A row that is all -inf has no softmax and gives nan.
+    """
+    exponentials = (x - x.detach().amax(dim, keepdim=True)).exp()
+    return exponentials / exponentials.sum(dim, keepdim=True)
+
+
+def cross_entropy(logits: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*batch"]) -> Float[Tensor, ""]:
+    """Mean over tokens of log(sum_j exp(logits_j)) - logits_target, in nats.
+
+    Computed in fp32 (in fp64 for fp64 logits): at a vocabulary of 10,000 the sum has too many terms for bf16.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    shifted = wide - wide.detach().amax(-1, keepdim=True)
+    log_sum_exp = shifted.exp().sum(-1).log()
+    chosen = shifted.gather(-1, targets.long().unsqueeze(-1)).squeeze(-1)
+    return (log_sum_exp - chosen).mean()
+
+
+def rope_tables(
+    length: int, rotary_dim: int, theta: float
+) -> tuple[Float[Tensor, "length pairs"], Float[Tensor, "length pairs"]]:
+    """cos and sin of the angle position / theta**(2 i / rotary_dim) of channel pair i (Su et al. 2021, RoFormer)."""
+    frequencies = theta ** -(torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def apply_rope(
+    x: Float[Tensor, "*batch seq d_head"],
+    cos: Float[Tensor, "*#batch seq pairs"],
+    sin: Float[Tensor, "*#batch seq pairs"],
+) -> Float[Tensor, "*batch seq d_head"]:
+    """Rotate channel pairs (2i, 2i+1) of the leading 2 * pairs channels; the others pass through.
+
+    The rotation is computed in the precision of the tables (fp32) and returned in the dtype of `x`, so that
+    attention receives queries, keys and values in one dtype whatever autocast did before.
+    """
+    rotary_dim = 2 * cos.shape[-1]
+    rotated, rest = x[..., :rotary_dim], x[..., rotary_dim:]
+    even, odd = rotated[..., 0::2], rotated[..., 1::2]
+    pairs = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    rotated = rearrange(pairs, "... pairs two -> ... (pairs two)").to(x.dtype)
+    return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
+
+
+def alibi_slopes(num_heads: int) -> Float[Tensor, " num_heads"]:
+    """One slope per head: 2**(-8 i / n) for the largest power of two n, then every other slope of 2 n.
+
+    Press et al. 2022, "Train short, test long", section 3 and its reference code for other head counts.
+    """
+    power = 2 ** (num_heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
+    slopes += [2.0 ** (-4.0 * i / power) for i in range(1, 2 * (num_heads - power) + 1, 2)]
+    return torch.tensor(slopes)
+
+
+def alibi_bias(
+    slopes: Float[Tensor, " num_heads"], seq: int
+) -> Float[Tensor, "num_heads seq seq"]:
+    """Causal ALiBi: slope * (key - query) for keys up to the query, -inf for later keys."""
+    position = torch.arange(seq, device=slopes.device)
+    distance = position[None, :] - position[:, None]
+    bias = slopes[:, None, None] * distance
+    return bias.masked_fill(distance > 0, float("-inf"))
