@@ -11,13 +11,20 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import math
+import pathlib
+import re
+import shlex
+import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+from cs_systems.tables import Style
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 _SWITCH = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 
@@ -32,11 +39,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line that says what is wrong, and leave with exit code 2."""
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}. See '{self.prog} --help'.\n")
+        line = " ".join(message.split())  # what was typed may hold a line break
+        end = "" if line.endswith("?") else "."
+        self.exit(EXIT_USAGE, f"{self.prog}: {line}{end} See '{self.prog} --help'.\n")
 
     def parse_args(self, args=None, namespace=None):  # noqa: ANN001, ANN201  (argparse's own overloads)
         """Parse, answering an unknown flag with the nearest known one."""
-        known, unknown = self.parse_known_args(args, namespace)
+        words = _join_negative(sys.argv[1:] if args is None else args)
+        known, unknown = self.parse_known_args(words, namespace)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             word = unknown[0].split("=")[0]
@@ -83,6 +93,29 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
         group.add_argument(flag, **options)
 
 
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --format, --output and --resume: where results go, the same for every command that measures."""
+    group = parser.add_argument_group("results")
+    styles = typing.get_args(Style)
+    group.add_argument("--format", type=lambda text: _one_of(text, styles), metavar="|".join(styles), help=(
+        "how results are printed; table is followed by one line of JSON (default: table)"),
+        default="table")  # fmt: skip
+    group.add_argument("--output", type=pathlib.Path, metavar="FILE.jsonl", help=(
+        "append one record a case, with all samples, as soon as it is measured"))  # fmt: skip
+    group.add_argument("--resume", action="store_true", help=(
+        "take finished cases from --output instead of measuring them again"))  # fmt: skip
+
+
+def command_line(program: str, argv: Sequence[str]) -> str:
+    """What a user would type to run `program` (a script, or `-m` and a module) with `argv` again."""
+    return shlex.join(["python", *program.split(), *argv])
+
+
+def field_names(*classes: type) -> list[str]:
+    """Names of the fields of some dataclasses, in order."""
+    return [field.name for cls in classes for field in dataclasses.fields(cls)]
+
+
 def cross_product(args: argparse.Namespace, names: Iterable[str]) -> Iterator[dict[str, typing.Any]]:
     """Every combination of the values typed for the flags in `names`, the first name varying slowest."""
     typed = {name: getattr(args, name) for name in names if hasattr(args, name)}
@@ -94,6 +127,17 @@ def only_fields(cls: type, given: dict[str, typing.Any]) -> dict[str, typing.Any
     """The entries of `given` that are fields of the dataclass `cls`."""
     names = {field.name for field in dataclasses.fields(cls)}
     return {name: value for name, value in given.items() if name in names}
+
+
+def _join_negative(words: Iterable[str]) -> list[str]:
+    """`--steps -1,2` as `--steps=-1,2`: argparse takes such a value for a flag and misses an argument."""
+    joined: list[str] = []
+    for word in words:
+        if re.match(r"-[\d.]", word) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += "=" + word
+        else:
+            joined.append(word)
+    return joined
 
 
 def _show(default: object) -> str:
@@ -130,15 +174,15 @@ def _number(text: str, kind: type[int] | type[float]) -> int | float:
     except ValueError:
         what = "a whole number" if kind is int else "a number"
         raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
-    if value != value:
-        raise argparse.ArgumentTypeError("nan is not a usable value")
+    if isinstance(value, float) and not math.isfinite(value):  # JSON has neither nan nor inf
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
     return value
 
 
 def _one_of(text: str, choices: tuple[str, ...]) -> str:
     if text in choices:
         return text
-    near = difflib.get_close_matches(text, choices, n=1)
+    near = difflib.get_close_matches(text.lower(), choices, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(choices)}{hint}")
 

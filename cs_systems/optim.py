@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+Loss = torch.Tensor | float
+
 
 class AdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019), in the form torch.optim.AdamW uses.
@@ -32,7 +34,7 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update every parameter that has a gradient; returns what `closure` returned."""
         loss = None
         if closure is not None:
@@ -79,7 +81,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_l2_norm: float) -> fl
 def cosine_learning_rate(
     step: int, *, max_lr: float, min_lr: float, warmup_steps: int, cosine_steps: int
 ) -> float:
-    """Linear from 0 over `warmup_steps`, half a cosine down to `min_lr` at step `cosine_steps`, then `min_lr`."""
+    """Linear from 0 over `warmup_steps`, half a cosine to `min_lr` at step `cosine_steps`, then `min_lr`."""
     if step < warmup_steps:
         return max_lr * step / warmup_steps
     if step >= cosine_steps:

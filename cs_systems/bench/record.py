@@ -68,7 +68,7 @@ class BenchmarkRecord:
 
     def to_json(self) -> str:
         """The record as one line of JSON, without the newline."""
-        return json.dumps(dataclasses.asdict(self), allow_nan=False, ensure_ascii=False)
+        return json.dumps(dataclasses.asdict(self), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> "BenchmarkRecord":
@@ -92,8 +92,12 @@ class BenchmarkRecord:
             raise ValueError(f"a record with missing or unknown fields ({error})") from None
         if record.status not in get_args(Status):
             raise ValueError(f"unknown status {record.status!r}")
-        if not all(isinstance(part, dict) for part in (record.case, record.samples_s, record.metrics)):
-            raise ValueError("case, samples_s and metrics must be JSON objects")
+        parts = (record.case, record.samples_s, record.warmup_samples_s, record.metrics)
+        if not all(isinstance(part, dict) for part in parts):
+            raise ValueError("case, samples_s, warmup_samples_s and metrics must be JSON objects")
+        for samples in (*record.samples_s.values(), *record.warmup_samples_s.values()):
+            if not (isinstance(samples, list) and all(isinstance(value, int | float) for value in samples)):
+                raise ValueError("samples must be lists of seconds")
         return record
 
 
@@ -114,10 +118,11 @@ def check_writable(path: pathlib.Path) -> None:
 
 def append_record(path: pathlib.Path, record: BenchmarkRecord) -> None:
     """Append one line and force it to disk, so that nothing measured is lost when the next case dies."""
+    line = record.to_json().encode() + b"\n"  # before the file is touched: a record with nan is refused
     with path.open("a+b") as file:
         if file.tell() and not _ends_with_newline(file):
             file.write(b"\n")  # close a half-written line instead of gluing the next record to it
-        file.write(record.to_json().encode() + b"\n")
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
 
@@ -144,7 +149,7 @@ def read_records(path: pathlib.Path) -> tuple[list[BenchmarkRecord], list[str]]:
         try:
             records.append(BenchmarkRecord.from_json(line))
         except ValueError as error:
-            problems.append(f"{path}: line {number} ignored: {error}")
+            problems.append(f"line {number} ignored: {error}")
     if problems and not records:
-        raise ValueError(f"{path} holds no benchmark records ({problems[0].split(': ', 1)[1]})")
-    return records, problems
+        raise ValueError(f"{path} holds no benchmark records ({problems[0]})")
+    return records, [f"{path}: {problem}" for problem in problems]

@@ -4,8 +4,9 @@ This module imports neither torch nor jaxtyping: the command line and the estima
 """
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 DERIVED = -1
 """Value of a field that is computed from the others; its docstring gives the formula."""
@@ -55,7 +56,7 @@ class ModelConfig:
     position_offset: int = 0
     """Unused leading rows of the learned position table (OPT keeps 2)."""
     residual: Residual = "sequential"
-    """sequential: x += attn(norm(x)), then x += ffn(norm(x)); parallel: x += attn(n) + ffn(n), n = norm(x)."""
+    """sequential: x += attn(norm(x)), then x += ffn(norm(x)); parallel: x += attn(n) + ffn(n) of one n."""
     embedding_norm: bool = False
     """Normalise the token embeddings (BLOOM)."""
     tied_embeddings: bool = False
@@ -68,6 +69,10 @@ class ModelConfig:
     """Bias on the logits (GPT-J)."""
 
     def __post_init__(self) -> None:
+        self._one_of("norm", Norm)
+        self._one_of("activation", Activation)
+        self._one_of("position", Position)
+        self._one_of("residual", Residual)
         for name in ("vocab_size", "context_length", "d_model", "num_layers"):
             self._at_least_one(name)
         self._derive("num_heads", max(1, self.d_model // 64))
@@ -113,10 +118,16 @@ class ModelConfig:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} {getattr(self, name)} must be at least 1")
 
+    def _one_of(self, name: str, choices: Any) -> None:
+        value = getattr(self, name)
+        if value not in get_args(choices):
+            raise ValueError(f"--{name} {value} is unknown; known: {', '.join(get_args(choices))}")
+
     def _check_heads(self) -> None:
         if self.d_model % self.num_heads:
-            divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
-            near = min(divisors, key=lambda n: abs(n - self.num_heads))
+            heads = self.num_heads
+            around = itertools.chain.from_iterable((heads - i, heads + i) for i in range(1, heads))
+            near = next(n for n in around if self.d_model % n == 0)
             raise ValueError(
                 f"--d-model {self.d_model} is not divisible by --num-heads {self.num_heads}; "
                 f"try --num-heads {near} (heads of {self.d_model // near} channels)"

@@ -1,0 +1,72 @@
+# `make help` lists the targets. On a machine whose Python already has torch: `make bench USE_SYSTEM=1`.
+PY ?= python3
+VENV ?= .venv
+USE_SYSTEM ?=
+ARGS ?=
+
+# Ends in about a minute on two CPU cores; a flag given again in ARGS wins.
+FIRST_MINUTE = --model tiny,small --context-length 128 --warmup-steps 1 --steps 5
+
+ifeq ($(USE_SYSTEM),1)
+export PYTHONPATH := .
+PYTHON := $(PY)
+READY := check-system
+PYTEST_FLAGS ?=
+else
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/ready
+PYTEST_FLAGS ?= -n 2
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup bench test check lint format clean check-system FORCE
+
+help:  ## list the targets and the variables
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo 'Variables: ARGS="--flag value" (passed on)   PY=python3.12   VENV=folder   USE_SYSTEM=1 (no venv, no install)'
+
+setup: $(READY)  ## create or refresh .venv with the tested versions (the others do it when needed)
+	@echo 'ready: $(PYTHON)'
+
+bench: $(READY)  ## time tiny and small in about a minute; more with ARGS="--model medium"
+	$(PYTHON) benchmark.py $(FIRST_MINUTE) $(ARGS)
+
+test: $(READY)  ## run the tests; fewer with ARGS="tests/unit/test_optim.py"
+	$(PYTHON) -m pytest -q $(PYTEST_FLAGS) $(ARGS)
+
+lint: $(READY)  ## ruff and pyright, changing nothing
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PYTHON) -m pyright --pythonpath $(PYTHON)
+
+check: lint test  ## all that a change must pass: lint, then test
+
+format: $(READY)  ## lay out the code and fix what ruff can fix
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+clean:  ## remove caches and built output; results and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+check-system:
+	@$(PY) -c 'import torch' 2>/dev/null || { \
+	  echo 'USE_SYSTEM=1: $(PY) cannot import torch, and this mode installs nothing.'; \
+	  echo 'Name a Python that has it (PY=...), or leave USE_SYSTEM out to get a .venv.'; exit 1; } >&2
+
+# `ready` is written last: whatever interrupts a set-up, the next make continues it. `incomplete` stands in a
+# folder that was never ready: that one is built anew. A pip that was cut short later on just runs again.
+# FORCE: a venv whose Python is gone, because the system's was upgraded, is not ready whatever the dates say.
+$(VENV)/ready: pyproject.toml constraints.txt $(shell test -x $(VENV)/bin/python || echo FORCE)
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'Python 3.11 or newer is needed, and $(PY) is missing or older. Try: make PY=python3.12'; exit 1; } >&2
+	@$(PY) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo '$(PY) cannot create virtual environments. On Debian and Ubuntu: apt install python3-venv'; exit 1; } >&2
+	@if [ -d $(VENV) ] && [ ! -e $(VENV)/pyvenv.cfg ] && [ ! -e $(VENV)/incomplete ]; then \
+	  echo 'VENV=$(VENV) is a folder but no virtual environment; nothing was changed. Choose another.' >&2; exit 1; fi
+	@if [ -e $(VENV)/incomplete ] || ! $(VENV)/bin/python -m pip --version >/dev/null 2>&1; then \
+	  echo 'creating $(VENV)'; rm -rf $(VENV); \
+	  mkdir -p $(VENV) && touch $(VENV)/incomplete && $(PY) -m venv $(VENV); fi
+	@echo 'installing the tested versions into $(VENV) (minutes the first time)'
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,report,peers]'
+	@rm -f $(VENV)/incomplete && touch $@

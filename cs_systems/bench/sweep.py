@@ -1,0 +1,194 @@
+"""Run cases one by one, each in a process of its own, and keep every result the moment it exists.
+
+In one process the second case would find warm caches, a grown allocator and loaded kernels, which is what the
+warm-up experiment is about; and a case that the operating system kills would take the others with it. This
+process never imports torch, so it holds no memory that a case may need.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cs_systems.bench.progress import Progress
+from cs_systems.bench.record import BenchmarkRecord, Provenance, append_record, read_records
+from cs_systems.bench.workload import EXPERIMENT, Case
+from cs_systems.estimator.flops import backward_flops, forward_flops
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_STDERR_LINES = 20
+WORKER = (sys.executable, "-m", "cs_systems.bench.worker")
+
+
+class WorkerError(RuntimeError):
+    """The measuring process could not even start; no case can be measured on this machine."""
+
+
+@dataclass
+class SweepResult:
+    """What a sweep brought: records in the order of the cases, and how it ended."""
+
+    records: list[BenchmarkRecord] = field(default_factory=list)
+    interrupted: bool = False
+    num_unsupported: int = 0
+    problems: list[str] = field(default_factory=list)
+    """Trouble with the output file: lines that could not be read, records that could not be stored."""
+
+
+def run_sweep(
+    cases: Sequence[Case],
+    command: str,
+    output: pathlib.Path | None,
+    resume: bool,
+    progress: Progress,
+    worker: Sequence[str] = WORKER,
+) -> SweepResult:
+    """Measure `cases` in order. Ctrl-C ends the sweep after the step in progress and keeps what was measured.
+
+    Args:
+        cases: what to measure.
+        command: what the user typed, for the provenance.
+        output: file to append each record to as soon as it exists.
+        resume: take cases that `output` already holds as `ok` from there instead of measuring them again.
+        progress: told of every case and step.
+        worker: command of the process that measures one case.
+
+    Raises:
+        ValueError: when `output` holds something that is not records.
+        WorkerError: when the measuring process cannot start.
+    """
+    result = SweepResult()
+    finished: dict[str, BenchmarkRecord] = {}
+    if resume and output is not None and output.exists():
+        stored, result.problems = read_records(output)
+        finished = {record.key: record for record in stored if record.status == "ok"}
+    keys = [json.dumps([EXPERIMENT, case.settings()], sort_keys=True) for case in cases]
+    progress.plan([0.0 if key in finished else _work(case) for key, case in zip(keys, cases, strict=True)])
+    for key, case in zip(keys, cases, strict=True):
+        if key in finished:
+            result.records.append(finished[key])
+            progress.finish_case(f"{case.label}: taken from {output}")
+            continue
+        progress.start_case(case.label, case.timing.warmup_steps + case.timing.steps)
+        record, unsupported, result.interrupted = run_in_process(case, command, progress, worker)
+        result.num_unsupported += unsupported
+        if record is None:
+            break
+        result.records.append(record)
+        if output is not None:
+            _store(output, record, result)
+        progress.finish_case(f"{case.label}: {record.status}" + (f" ({record.reason})" if record.reason else ""))
+        if result.interrupted:
+            break
+    return result
+
+
+def run_in_process(
+    case: Case, command: str, progress: Progress, worker: Sequence[str]
+) -> tuple[BenchmarkRecord | None, bool, bool]:
+    """The record of `case`, whether the machine lacks what it needs, and whether Ctrl-C was pressed.
+
+    There is no record when Ctrl-C came before the new process knew what machine it is on.
+    """
+    request = {"command": command, "label": case.label} | {
+        part: dataclasses.asdict(getattr(case, part)) for part in ("model", "workload", "timing")
+    }
+    search_path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            worker,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+            env=os.environ | {"PYTHONPATH": search_path},
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on exactly once
+        )  # fmt: skip
+        events: dict[str, Any] = {}
+        interrupted = False
+        try:
+            _hand_over(process, json.dumps(request))
+            _follow(process, events, progress)
+        except KeyboardInterrupt:
+            interrupted = True
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C does not wait for the rest
+                _follow(process, events, progress)
+        finally:
+            process.kill()
+            process.communicate()
+        errors.seek(0)
+        tail = errors.read().splitlines()[-_STDERR_LINES:]
+    if "record" in events:
+        return BenchmarkRecord.from_json(json.dumps(events["record"])), "unsupported" in events, interrupted
+    if "provenance" in events:
+        provenance = Provenance(**events["provenance"])
+        record = _record_of_dead(case, provenance, process.returncode, tail, interrupted)
+        return record, False, interrupted
+    if interrupted:
+        return None, False, True
+    raise WorkerError(tail[-1] if tail else f"it ended with code {process.returncode} and no message")
+
+
+def _hand_over(process: subprocess.Popen, request: str) -> None:
+    assert process.stdin is not None
+    try:
+        with process.stdin:
+            process.stdin.write(request)
+    except BrokenPipeError:
+        pass  # it died at once; its exit code and standard error tell why
+
+
+def _follow(process: subprocess.Popen, events: dict[str, Any], progress: Progress) -> None:
+    """Read events until the worker closes its end; only the last of each kind matters."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:  # cut off: it was killed while writing, and wait() will tell how
+            break
+        if "step" in event:
+            progress.step(event["step"][0])
+        events.update(event)
+    process.wait()
+
+
+def _record_of_dead(
+    case: Case, provenance: Provenance, code: int, tail: list[str], interrupted: bool
+) -> BenchmarkRecord:
+    """A row for a process that left no record: killed, crashed, or interrupted before its first step."""
+    status, metrics = "failed", {}
+    if interrupted:
+        reason = "interrupted before a step was measured"
+    elif code == -signal.SIGKILL:
+        status = "oom"
+        reason = (
+            "killed by the operating system, as it does when memory runs out; try a smaller --batch-size, "
+            "--context-length or --model, or --checkpoint-blocks 1"
+        )
+    elif code < 0:
+        reason = f"the process died of {signal.Signals(-code).name}"
+    else:
+        reason = tail[-1] if tail else f"the process ended with code {code} and no message"
+        metrics = {"stderr_tail": tail}
+    return BenchmarkRecord(EXPERIMENT, case.settings(), status, provenance, reason=reason, metrics=metrics)
+
+
+def _store(output: pathlib.Path, record: BenchmarkRecord, result: SweepResult) -> None:
+    """Append the record; a full disk must not cost the cases still to come, so it is reported at the end."""
+    try:
+        append_record(output, record)
+    except OSError as error:
+        result.problems.append(f"{output}: a record could not be stored ({error.strerror}); it is in the table")
+
+
+def _work(case: Case) -> float:
+    """FLOPs of all steps of a case, for guessing the time left."""
+    shape = case.model, case.workload.batch_size, case.model.context_length
+    flops = forward_flops(*shape) + (0 if case.workload.mode == "forward" else backward_flops(*shape))
+    return flops * (case.timing.warmup_steps + case.timing.steps)

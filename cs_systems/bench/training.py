@@ -1,0 +1,224 @@
+"""One case of the main job: build the model, time the passes of a training step, say what was seen."""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cs_systems import cli
+from cs_systems import device as devices
+from cs_systems.bench.peak import PeakRate, peak_rate
+from cs_systems.bench.record import BenchmarkRecord, Provenance
+from cs_systems.bench.workload import EXPERIMENT, PASSES, TOTAL, Case, WorkloadConfig
+from cs_systems.estimator.flops import backward_flops, forward_flops
+from cs_systems.estimator.memory import MemoryCase
+from cs_systems.estimator.parameters import num_parameters
+from cs_systems.estimator.peak import advise, predict_peak
+from cs_systems.model.apply import apply_attention, apply_checkpointing
+from cs_systems.model.config import ModelConfig
+from cs_systems.model.functional import cross_entropy
+from cs_systems.model.transformer import TransformerLM
+from cs_systems.optim import AdamW
+from cs_systems.timing.contention import CoreLoad
+from cs_systems.timing.host_memory import available_bytes, peak_rss_bytes
+from cs_systems.timing.stats import Samples
+from cs_systems.timing.timer import Measurement, measure_passes
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": AdamW,
+    "torch": torch.optim.AdamW,
+    "torch-fused": lambda parameters: torch.optim.AdamW(parameters, fused=True),
+}
+
+
+class TrainingStep:
+    """A model with its optimizer and inputs, and the passes of one step as callables for the timer."""
+
+    def __init__(self, config: ModelConfig, workload: WorkloadConfig, device: torch.device) -> None:
+        self.workload, self.device = workload, device
+        torch.manual_seed(workload.seed)
+        self.model = build_model(config, workload.param_dtype, device)
+        apply_attention(self.model, workload.attention)
+        apply_checkpointing(self.model, workload.checkpoint_blocks)
+        if workload.compile:
+            self.model.compile()
+        self.optimizer = OPTIMIZERS[workload.optimizer](self.model.parameters())
+        # fp16 gradients underflow without loss scaling; torch refuses to unscale gradients stored as fp16.
+        use_scaler = workload.precision == "fp16" and workload.param_dtype == "fp32"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=use_scaler)
+        self.loss: Tensor | None = None
+
+    def passes(self) -> dict[str, Callable[[], None]]:
+        """The passes that the mode times, in order."""
+        return {name: getattr(self, name) for name in PASSES[self.workload.mode]}
+
+    def prepare(self) -> None:
+        """Draw new tokens and drop old gradients: work of a step that no pass should be charged for."""
+        config = self.model.config
+        shape = (self.workload.batch_size, config.context_length + 1)
+        tokens = torch.randint(config.vocab_size, shape, device=self.device)
+        self.token_ids, self.targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        self.loss = None
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def forward(self) -> None:
+        """Logits and loss; builds the graph for backward unless the mode is forward alone."""
+        with (
+            torch.set_grad_enabled(self.workload.mode != "forward"),
+            devices.autocast(self.device, self.workload.precision),
+        ):
+            self.loss = cross_entropy(self.model(self.token_ids), self.targets)
+
+    def backward(self) -> None:
+        """Gradients of the (scaled) loss."""
+        assert self.loss is not None
+        self.scaler.scale(self.loss).backward()
+
+    def optimizer_step(self) -> None:
+        """Unscale where there is a scaler, and update the parameters."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+def build_model(config: ModelConfig, param_dtype: str, device: torch.device) -> TransformerLM:
+    """The model on `device` with parameters stored as `param_dtype`, never held twice on the way."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(devices.DTYPES[param_dtype])
+    try:
+        with device:
+            return TransformerLM(config)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def prepare_device(workload: WorkloadConfig) -> torch.device:
+    """Choose the device and set what is set once a process: threads and the fp32 matmul precision.
+
+    Raises:
+        UnsupportedError: when the machine lacks what the workload asks for, whatever its size.
+    """
+    device = devices.choose_device(workload.device)
+    devices.check_precision(device, workload.precision)
+    devices.set_matmul_precision(workload.precision)
+    if workload.threads:
+        torch.set_num_threads(workload.threads)
+    return device
+
+
+def run_case(
+    case: Case, device: torch.device, provenance: Provenance, on_step: Callable[[str, int, int], None]
+) -> BenchmarkRecord:
+    """Measure `case` in this process, which should be fresh: only the first case of a process is cold.
+
+    A case that is predicted not to fit is not started, and one that runs out of memory becomes a row.
+    """
+    workload = case.workload
+    memory_case = estimator_case(case, device)
+    predicted = predict_peak(case.model, memory_case)
+    metrics = {
+        "num_parameters": num_parameters(case.model),
+        "tokens_per_step": workload.batch_size * case.model.context_length,
+        "predicted_peak_memory_bytes": predicted.peak_bytes,
+        "predicted_peak_phase": predicted.peak_phase,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "graph_built": workload.mode != "forward",
+    }
+
+    def record(status, **fields):  # noqa: ANN001, ANN003, ANN202
+        return BenchmarkRecord(EXPERIMENT, case.settings(), status, provenance, **fields)
+
+    free = free_memory_bytes(device)
+    if free is not None and predicted.peak_bytes > free:
+        return record("skipped", reason=advise(case.model, memory_case, free), metrics=metrics)
+    rate = peak_rate(device, workload.precision, workload.param_dtype)
+    baseline_bytes = peak_rss_bytes()
+    devices.reset_peak_memory(device)
+    try:
+        step = TrainingStep(case.model, workload, device)
+        load = CoreLoad.start()
+        measured = measure_passes(
+            step.passes(), case.timing,
+            synchronize=devices.synchronizer(device), prepare=step.prepare, on_step=on_step,
+        )  # fmt: skip
+        metrics["other_load_cores"] = load.finish()
+    except (RuntimeError, MemoryError) as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        reason = f"ran out of memory: {advise(case.model, memory_case, free)}" if free else "ran out of memory"
+        return record("oom", reason=reason, metrics=metrics)
+    metrics["peak_memory_bytes"] = measured_peak_bytes(device, baseline_bytes)
+    samples = _with_total(measured.samples_s, workload)
+    metrics |= _rates(case, samples, rate)
+    metrics |= {
+        "warmup_steps_done": len(measured.warmup_samples_s.get("forward", [])),
+        "steps_done": len(samples.get("forward", [])),
+        "optimizer_state_existed": bool(measured.warmup_samples_s) and workload.mode == "train-step",
+    }
+    fields = {
+        "samples_s": samples,
+        "warmup_samples_s": _with_total(measured.warmup_samples_s, workload),
+        "metrics": metrics,
+        "notes": [*measured.notes, *_remarks(step, measured)],
+    }
+    if measured.interrupted:
+        done = f"{metrics['steps_done']} of {case.timing.steps} steps"
+        return record("failed", reason=f"interrupted after {done}", **fields)
+    return record("ok", **fields)
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Memory a new case can have: what the driver, or this machine and its container, still offer."""
+    gpu = devices.gpu_memory_bytes(device)
+    return gpu[0] if gpu else available_bytes()
+
+
+def measured_peak_bytes(device: torch.device, baseline_bytes: int | None) -> int | None:
+    """Peak of the tensors on a GPU; on a CPU the growth of the process's peak resident memory."""
+    if device.type != "cpu":
+        return devices.peak_memory_bytes(device)
+    peak = peak_rss_bytes()
+    return None if peak is None or baseline_bytes is None else peak - baseline_bytes
+
+
+def estimator_case(case: Case, device: torch.device) -> MemoryCase:
+    """What the estimator needs to know about a case: every field of the same name, and the device that was chosen."""
+    shared = cli.only_fields(MemoryCase, dataclasses.asdict(case.workload))
+    return MemoryCase(**shared, seq_len=case.model.context_length, device_type=device.type)
+
+
+def _with_total(passes: dict[str, list[float]], workload: WorkloadConfig) -> dict[str, list[float]]:
+    """Add the sum of the passes of each step, under the name of the mode."""
+    if workload.mode not in TOTAL or not passes:
+        return passes
+    return passes | {TOTAL[workload.mode]: [sum(step) for step in zip(*passes.values(), strict=True)]}
+
+
+def _rates(case: Case, samples: dict[str, list[float]], rate: PeakRate) -> dict:
+    """Rates from the median of each pass. The optimizer does no matrix products, so it has no FLOP rate."""
+    batch_size, seq_len = case.workload.batch_size, case.model.context_length
+    tokens = batch_size * seq_len
+    forward = forward_flops(case.model, batch_size, seq_len)
+    backward = backward_flops(case.model, batch_size, seq_len)
+    flops = {"forward": forward, "backward": backward} | dict.fromkeys(TOTAL.values(), forward + backward)
+    medians = {name: Samples.from_values(values).median for name, values in samples.items() if values}
+    tflops = {name: flops[name] / median / 1e12 for name, median in medians.items() if name in flops}
+    peak = rate.tflops_per_s
+    return {
+        "tokens_per_s": {name: tokens / median for name, median in medians.items()},
+        "tflops_per_s": tflops,
+        "fraction_of_peak": {name: value / peak for name, value in tflops.items()} if peak else {},
+        "peak_tflops_per_s": peak,
+        "peak_source": rate.source,
+    }
+
+
+def _remarks(step: TrainingStep, measured: Measurement) -> list[str]:
+    remarks = []
+    if step.workload.mode == "forward":
+        remarks.append("forward alone: no graph was built, so less memory and time than a forward in training")
+    if step.loss is not None and measured.samples_s and not torch.isfinite(step.loss):
+        remarks.append(f"the loss of the last step is {step.loss.item()}: this precision overflowed")
+    if step.scaler.is_enabled() and step.scaler.get_scale() < 2.0**16:
+        remarks.append("the gradient scaler skipped at least one optimizer step, which makes it look fast")
+    return remarks

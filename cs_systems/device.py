@@ -1,0 +1,110 @@
+"""Everything that differs between a CPU and an NVIDIA GPU. The only module that says `torch.cuda`."""
+
+import pathlib
+import platform
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""torch.dtype by the name used in flags and tables."""
+
+
+class UnsupportedError(ValueError):
+    """The machine cannot do what was asked, whatever the size: the message says what would work."""
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for `auto`, `cpu` or `cuda`; `auto` takes a usable GPU when there is one.
+
+    Raises:
+        UnsupportedError: when a GPU is asked for and none is usable.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        why = "no GPU is usable" if torch.version.cuda else "this torch was built without CUDA"
+        raise UnsupportedError(f"--device cuda: {why}; use --device cpu, or install a CUDA build of torch")
+    return torch.device(name)
+
+
+def check_precision(device: torch.device, precision: str) -> None:
+    """Raise UnsupportedError when `device` has no hardware for `precision` (fp32, tf32, bf16, fp16)."""
+    if precision == "tf32":
+        if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+            raise UnsupportedError(
+                "--precision tf32 needs an NVIDIA GPU of compute capability 8.0 or later; use fp32 or bf16"
+            )
+    elif precision == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise UnsupportedError(
+            f"--precision bf16: {device_name(device)} has no bf16 arithmetic; use fp16 or fp32"
+        )
+
+
+def set_matmul_precision(precision: str) -> str:
+    """Let fp32 matrix products use TF32 only for `precision` tf32; returns torch's name of the setting."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    return torch.get_float32_matmul_precision()
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Autocast for bf16 and fp16, nothing for fp32 and tf32."""
+    if precision in ("bf16", "fp16"):
+        return torch.autocast(device.type, DTYPES[precision])
+    return nullcontext()
+
+
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    """A function that returns when all work given to `device` is done; on a CPU there is nothing to await."""
+    if device.type == "cuda":
+        return lambda: torch.cuda.synchronize(device)
+    return lambda: None
+
+
+def device_name(device: torch.device) -> str:
+    """The processor's own name, for example 'NVIDIA H200' or 'AMD EPYC 7B13'."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists() and (found := re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())):
+        return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def gpu_memory_bytes(device: torch.device) -> tuple[int, int] | None:
+    """(free, total) memory of a GPU as the driver sees it; None for a CPU."""
+    return torch.cuda.mem_get_info(device) if device.type == "cuda" else None
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new peak for `peak_memory_bytes`."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Most bytes held by tensors on a GPU since the reset; None on a CPU, where torch does not count."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out, on a GPU or in the CPU allocator."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def cuda_version() -> str | None:
+    """Version of CUDA that torch was built with."""
+    return torch.version.cuda
+
+
+def driver_version() -> str | None:
+    """Version of the NVIDIA kernel driver, read from the system; None where there is none."""
+    path = pathlib.Path("/proc/driver/nvidia/version")
+    if not path.exists():
+        return None
+    found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", path.read_text())
+    return found[1] if found else None

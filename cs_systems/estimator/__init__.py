@@ -1,0 +1,1 @@
+"""Predictions from the configuration alone: nothing here builds a model or imports torch."""

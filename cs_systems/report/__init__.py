@@ -1,0 +1,1 @@
+"""Turning records into tables, comparisons and plots: `python -m cs_systems.report --help`."""
