@@ -15,7 +15,7 @@ import sys
 
 from cs_systems.bench.progress import Progress
 from cs_systems.bench.record import check_writable
-from cs_systems.bench.sweep import WorkerError, run_sweep
+from cs_systems.bench.sweep import WorkerError, finished_cases, run_sweep
 from cs_systems.bench.workload import Case, WorkloadConfig
 from cs_systems.cli import (
     EXIT_FAILED,
@@ -75,15 +75,17 @@ def main(argv: list[str] | None = None) -> int:
         cases = make_cases(args)
         if args.output is not None:
             check_writable(args.output)
-        result = run_sweep(cases, command_line("benchmark.py", argv), args.output, args.resume, Progress())
+        finished, problems = finished_cases(args.output) if args.resume else ({}, [])
     except ValueError as error:
         parser.error(str(error))
+    try:
+        result = run_sweep(cases, command_line("benchmark.py", argv), args.output, finished, Progress())
     except WorkerError as error:
         print(f"benchmark.py: the measuring process could not start: {error}", file=sys.stderr)
         return EXIT_FAILED
     if result.records:
         print(render_report(result.records, args.format))
-    for problem in result.problems:
+    for problem in problems + result.problems:
         print(f"benchmark.py: {problem}", file=sys.stderr)
     if result.interrupted:
         kept = sum(record.status == "ok" for record in result.records)

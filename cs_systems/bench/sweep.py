@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,14 +40,14 @@ class SweepResult:
     interrupted: bool = False
     num_unsupported: int = 0
     problems: list[str] = field(default_factory=list)
-    """Trouble with the output file: lines that could not be read, records that could not be stored."""
+    """Records that could not be stored, and why."""
 
 
 def run_sweep(
     cases: Sequence[Case],
     command: str,
     output: pathlib.Path | None,
-    resume: bool,
+    finished: Mapping[str, BenchmarkRecord],
     progress: Progress,
     worker: Sequence[str] = WORKER,
 ) -> SweepResult:
@@ -57,25 +57,20 @@ def run_sweep(
         cases: what to measure.
         command: what the user typed, for the provenance.
         output: file to append each record to as soon as it exists.
-        resume: take cases that `output` already holds as `ok` from there instead of measuring them again.
+        finished: records by key that are taken as they are instead of measuring their case again.
         progress: told of every case and step.
         worker: command of the process that measures one case.
 
     Raises:
-        ValueError: when `output` holds something that is not records.
         WorkerError: when the measuring process cannot start.
     """
     result = SweepResult()
-    finished: dict[str, BenchmarkRecord] = {}
-    if resume and output is not None and output.exists():
-        stored, result.problems = read_records(output)
-        finished = {record.key: record for record in stored if record.status == "ok"}
     keys = [json.dumps([EXPERIMENT, case.settings()], sort_keys=True) for case in cases]
     progress.plan([0.0 if key in finished else _work(case) for key, case in zip(keys, cases, strict=True)])
     for key, case in zip(keys, cases, strict=True):
         if key in finished:
             result.records.append(finished[key])
-            progress.finish_case(f"{case.label}: taken from {output}")
+            progress.finish_case(f"{case.label}: finished before, not measured again")
             continue
         progress.start_case(case.label, case.timing.warmup_steps + case.timing.steps)
         record, unsupported, result.interrupted = run_in_process(case, command, progress, worker)
@@ -89,6 +84,18 @@ def run_sweep(
         if result.interrupted:
             break
     return result
+
+
+def finished_cases(output: pathlib.Path) -> tuple[dict[str, BenchmarkRecord], list[str]]:
+    """The `ok` records of a file by key, and what was wrong with it. A file that does not exist holds none.
+
+    Raises:
+        ValueError: when the file holds something that is not records.
+    """
+    if not output.exists():
+        return {}, []
+    stored, problems = read_records(output)
+    return {record.key: record for record in stored if record.status == "ok"}, problems
 
 
 def run_in_process(
@@ -109,6 +116,7 @@ def run_in_process(
             env=os.environ | {"PYTHONPATH": search_path},
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on exactly once
         )  # fmt: skip
+        assert process.stdout is not None
         events: dict[str, Any] = {}
         interrupted = False
         try:
@@ -121,7 +129,8 @@ def run_in_process(
                 _follow(process, events, progress)
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
+            process.stdout.close()
         errors.seek(0)
         tail = errors.read().splitlines()[-_STDERR_LINES:]
     if "record" in events:

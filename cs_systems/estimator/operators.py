@@ -5,7 +5,7 @@ it returns, as C++ temporaries do. A scalar factor or summand is left out: it ne
 """
 
 from cs_systems.estimator.tape import Backward, Kept, Leaf, Tape
-from cs_systems.estimator.tensors import Shape, Tensor, is_dense
+from cs_systems.estimator.tensors import Shape, Tensor, is_contiguous, pointwise_strides
 
 Gradients = list[Tensor | None]
 
@@ -44,6 +44,23 @@ class Operators(Tape):
             x, x.view(shape, strides), lambda grad, _: [self.new(before, grad.dtype, "slice backward")]
         )
 
+    def contiguous(self, x: Tensor) -> Tensor:
+        """A row-major copy."""
+        out = self.new(x.shape, x.dtype, "copy")
+        out.node = self.node([x], lambda grad, _: [grad])
+        return out
+
+    def as_complex(self, x: Tensor) -> Tensor:
+        """Pairs of neighbours on the last axis as complex numbers."""
+        return self._view(x, complex_view(x), lambda grad, _: [real_view(self._row_major(grad))])
+
+    def as_real(self, x: Tensor) -> Tensor:
+        """Complex numbers as pairs of neighbours on the last axis."""
+        return self._view(x, real_view(x), lambda grad, _: [complex_view(self._row_major(grad))])
+
+    def _row_major(self, x: Tensor) -> Tensor:
+        return x if is_contiguous(x) else self.new(x.shape, x.dtype, "row-major copy")
+
     def cast(self, x: Tensor, dtype: str, name: str = "copy") -> Tensor:
         """`x` in another type: a copy, or `x` itself when it has that type."""
         if x.dtype == dtype:
@@ -52,8 +69,7 @@ class Operators(Tape):
         if is_weight:
             name = f"{x.storage.name} as {dtype}"
         role = "weight_casts" if is_weight else "temporaries"
-        strides = x.strides if is_dense(x) else None
-        out = self.new(x.shape, dtype, name, strides=strides, role=role)
+        out = self.new(x.shape, dtype, name, strides=pointwise_strides([x], x.shape), role=role)
         if is_weight:
             out.storage.name = name
         before = x.dtype
@@ -318,6 +334,18 @@ class Operators(Tape):
 def permuted(x: Tensor, axes: Shape) -> Tensor:
     """Another order of the axes, outside the graph."""
     return x.view(tuple(x.shape[axis] for axis in axes), tuple(x.strides[axis] for axis in axes))
+
+
+def complex_view(x: Tensor) -> Tensor:
+    """Two neighbours on the last axis seen as one complex number."""
+    shape = (*x.shape[:-1], x.shape[-1] // 2)
+    return x.view(shape, (*(stride // 2 for stride in x.strides[:-1]), 1), "complex64")
+
+
+def real_view(x: Tensor) -> Tensor:
+    """A complex number seen as two neighbours on the last axis."""
+    shape = (*x.shape[:-1], x.shape[-1] * 2)
+    return x.view(shape, (*(stride * 2 for stride in x.strides[:-1]), 1), "fp32")
 
 
 def expanded(x: Tensor, shape: Shape) -> Tensor:

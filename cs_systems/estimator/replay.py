@@ -181,17 +181,16 @@ class Replay:
     def apply_rope(self, x: Tensor, rotation: Rotation, name: str) -> Tensor:
         """`functional.apply_rope`."""
         tape = self.tape
-        cos, sin = rotation
+        cos, _ = rotation
         rotary_dim = 2 * cos.shape[-1]
         rotated = tape.slice_last(x, rotary_dim)
         rest = tape.slice_last(x, x.shape[-1] - rotary_dim) if rotary_dim < x.shape[-1] else None
-        even, odd = tape.slice_last(rotated, rotary_dim // 2, 2), tape.slice_last(rotated, rotary_dim // 2, 2)
-        pairs = tape.stack(
-            tape.sub(tape.mul(even, cos), tape.mul(odd, sin)),
-            tape.add(tape.mul(even, sin), tape.mul(odd, cos)),
-            name,
-        )
-        rotated = tape.cast(tape.reshape(pairs, (*x.shape[:-1], rotary_dim)), x.dtype, name)
+        wide = tape.cast(rotated, "fp32", "input in fp32")
+        if any(stride % 2 for stride in wide.strides[:-1]):
+            wide = tape.contiguous(wide)
+        turn = tape.new(cos.shape, "complex64", "cos + i sin")
+        turned = tape.mul(tape.as_complex(wide), turn, name)
+        rotated = tape.cast(tape.as_real(turned), x.dtype, name)
         return rotated if rest is None else tape.concatenate(rotated, rest, name)
 
     def naive_attention(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:

@@ -262,6 +262,8 @@ def broadcast_shapes(inputs: Sequence[Tensor]) -> Shape:
 
 
 def promoted(inputs: Sequence[Tensor]) -> str:
+    if any(tensor.dtype == "complex64" for tensor in inputs):
+        return "complex64"
     """Type of an element-wise result: fp32 beside another floating type, any floating type beside whole numbers."""
     floating = {tensor.dtype for tensor in inputs} & {"fp32", "bf16", "fp16"}
     if not floating:

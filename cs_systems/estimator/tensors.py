@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
-ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int64": 8, "bool": 1}
+ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "complex64": 8, "int64": 8, "bool": 1}
 """Bytes of one value by the name of its type."""
 
 Shape = tuple[int, ...]
@@ -72,9 +72,9 @@ class Tensor:
         if not self.storage.num_tensors:
             self.storage.memory.change(self.storage.role, -self.storage.num_bytes)
 
-    def view(self, shape: Shape, strides: Shape) -> "Tensor":
+    def view(self, shape: Shape, strides: Shape, dtype: str | None = None) -> "Tensor":
         """Another tensor on the same storage, outside the graph."""
-        other = Tensor(self.storage, shape, strides, self.dtype)
+        other = Tensor(self.storage, shape, strides, dtype or self.dtype)
         other.is_view = True
         return other
 
@@ -175,3 +175,9 @@ def is_dense(tensor: Tensor) -> bool:
             return False
         stride *= size
     return True
+
+
+def is_contiguous(tensor: Tensor) -> bool:
+    """Whether the tensor is row-major; the stride of an axis of length 1 does not matter."""
+    wanted = contiguous(tensor.shape)
+    return all(n == 1 or s == w for n, s, w in zip(tensor.shape, tensor.strides, wanted, strict=True))

@@ -25,15 +25,16 @@ def cross_entropy(logits: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*
     wide = rearrange(wide, "... vocab -> (...) vocab")
     shifted = wide - wide.detach().amax(-1, keepdim=True)
     log_sum_exp = shifted.exp().sum(-1).log()
-    rows = torch.arange(targets.numel(), device=targets.device)
-    chosen = shifted[rows, targets.flatten()]  # `gather` would keep all of `shifted` for backward
+    rows, ids = torch.arange(targets.numel(), device=targets.device), targets.flatten()
+    ids = ids.where(ids >= 0, wide.shape[-1])  # a negative index would count from the end; this one is refused
+    chosen = shifted[rows, ids]  # `gather` would keep all of `shifted` for backward
     return (log_sum_exp - chosen).mean()
 
 
 def rope_tables(
     length: int, rotary_dim: int, theta: float
 ) -> tuple[Float[Tensor, "length pairs"], Float[Tensor, "length pairs"]]:
-    """cos and sin of the angle position / theta**(2 i / rotary_dim) of channel pair i (Su et al. 2021, RoFormer)."""
+    """cos and sin of the angle position / theta**(2 i / rotary_dim) of channel pair i (RoFormer, Su 2021)."""
     frequencies = theta ** -(torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
     return angles.cos(), angles.sin()
@@ -46,10 +47,10 @@ def apply_rope(
 ) -> Float[Tensor, "*batch seq d_head"]:
     """Rotate channel pairs (2i, 2i+1) of the leading 2 * pairs channels; the others pass through.
 
-    A pair is a complex number, and to turn it by an angle is to multiply it by cos + i sin: one pass over memory,
-    where the real formula takes seven with every second number skipped. The rotation is computed in fp32 (fp64
-    for fp64) and returned in the dtype of `x`, so that attention receives queries, keys and values in one dtype
-    whatever autocast did before.
+    A pair is a complex number, and to turn it by an angle is to multiply it by cos + i sin: one pass over
+    memory, where the real formula takes seven and skips every second number in them. The rotation is computed
+    in fp32 (fp64 for fp64) and returned in the dtype of `x`, so that attention receives queries, keys and
+    values in one dtype whatever autocast did before.
     """
     rotary_dim = 2 * cos.shape[-1]
     rotated, rest = x[..., :rotary_dim], x[..., rotary_dim:]

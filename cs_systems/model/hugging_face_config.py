@@ -132,8 +132,8 @@ def read_opt(config: Json) -> ModelConfig:
 def read_llama(config: Json) -> ModelConfig:
     """Llama up to 3.0: RoPE, RMSNorm, SwiGLU, grouped key heads, biases where the file asks for them.
 
-    The base of RoPE stands in `rope_theta` or, since transformers 5, in `rope_parameters`. Stretched wavelengths
-    (Llama 3.1 and later) are refused.
+    The base of RoPE stands in `rope_theta` or, since transformers 5, in `rope_parameters`. Stretched
+    wavelengths (Llama 3.1 and later) are refused.
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     _refuse({"rope_type": rope.get("rope_type", rope.get("type", "default"))}, "rope_type", "default")
@@ -183,7 +183,8 @@ def _refuse(config: Json, name: str, supported: Any) -> None:
     value = supported if config.get(name) is None else config[name]
     if value != supported:
         raise ValueError(
-            f"{name} = {value!r} is a variant that this model cannot express; choose a checkpoint with {supported!r}"
+            f"{name} = {value!r} is a variant that this model cannot express; "
+            f"choose a checkpoint with {supported!r}"
         )
 
 

@@ -25,8 +25,8 @@ _SHOWN = 4
 def state_from_hugging_face(model_type: str, config: ModelConfig, tensors: Mapping[str, Tensor]) -> State:
     """The state dict of `TransformerLM(config)` from the tensors of a Hugging Face model of that family.
 
-    Names may carry the prefix of the model around the body (`transformer.`, `model.`, `model.decoder.`) or not:
-    published files differ. Dtypes are kept. A tied head is returned under both its names, as one tensor.
+    Names may carry the prefix of the model around the body (`transformer.`, `model.`, `model.decoder.`) or
+    not: published files differ. Dtypes are kept. A tied head is returned under both its names, as one tensor.
 
     Raises:
         ValueError: naming the tensors that are missing, unknown, mis-shaped or no floating-point numbers.
@@ -47,7 +47,7 @@ def state_from_hugging_face(model_type: str, config: ModelConfig, tensors: Mappi
 
 @dataclass
 class Weights:
-    """Tensors of a checkpoint, handed out once each; collects what is wrong, so that one error names it all."""
+    """Tensors of a checkpoint, handed out once each; collects what is wrong, to name it all in one error."""
 
     tensors: State
     problems: list[str] = field(default_factory=list)
@@ -88,7 +88,7 @@ class Weights:
 
 
 def map_gpt2(weights: Weights, config: ModelConfig) -> State:
-    """GPT-2 stores projections as Conv1D, (d_in, d_out): transposed here. c_attn is q, k and v side by side."""
+    """GPT-2 stores projections as Conv1D, (d_in, d_out): transposed here. c_attn is q, k, v side by side."""
     d, d_ff = config.d_model, config.d_ff
     state = {
         "token_embeddings.weight": weights.take("wte.weight", config.vocab_size, d),
@@ -118,7 +118,7 @@ def map_gpt2(weights: Weights, config: ModelConfig) -> State:
 
 
 def map_bloom(weights: Weights, config: ModelConfig) -> State:
-    """BLOOM interleaves q, k and v per head, rows of query_key_value being (head, q|k|v, d_head): taken apart."""
+    """BLOOM interleaves q, k, v per head, rows of query_key_value being (head, q|k|v, d_head): undone."""
     d, d_ff = config.d_model, config.d_ff
     state = {"token_embeddings.weight": weights.take("word_embeddings.weight", config.vocab_size, d)}
     state |= weights.affine("embedding_norm", "word_embeddings_layernorm", d)

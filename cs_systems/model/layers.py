@@ -25,7 +25,7 @@ class Linear(nn.Module):
         if self.bias is None:
             return x @ self.weight.T
         rows = x.reshape(-1, x.shape[-1])  # one fused matrix product and addition instead of two passes
-        return torch.addmm(self.bias, rows, self.weight.T).view(*x.shape[:-1], -1)
+        return torch.addmm(self.bias, rows, self.weight.T).view(*x.shape[:-1], self.bias.shape[0])
 
 
 class Embedding(nn.Module):

@@ -22,8 +22,8 @@ _CONFIG, _WHOLE, _INDEX = "config.json", "model.safetensors", "model.safetensors
 def load_pretrained(directory: pathlib.Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Configuration and state dict of the model in `directory`, in the dtype of the file.
 
-    GPT-2, BLOOM, GPT-J, OPT and Llama are read; `hugging_face_weights` says what is permuted for each. Nothing
-    is downloaded.
+    GPT-2, BLOOM, GPT-J, OPT and Llama are read; `hugging_face_weights` says what is permuted for each.
+    Nothing is downloaded.
 
     Raises:
         ValueError: one line naming the file and what to do: no such directory, a file missing, cut off or of
@@ -51,8 +51,8 @@ def _read_tensors(directory: pathlib.Path) -> dict[str, Tensor]:
         return _read_shards(directory)
     if any(directory.glob("pytorch_model*.bin")):
         raise ValueError(
-            f"{directory} holds only pytorch_model.bin, a pickle, which can run any code when read; convert it "
-            f"where you trust it: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
+            f"{directory} holds only pytorch_model.bin, a pickle, which can run any code when read; if you "
+            f"trust it, convert it: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
         )
     raise ValueError(f"{directory} holds neither {_WHOLE} nor {_INDEX}; copy the weights there")
 

@@ -59,7 +59,7 @@ def python_commands(text):
 
 
 def split_program(words):
-    """(program, flags given): the program is all before the first flag, so a subcommand with its files too."""
+    """(program, flags given): the program is all before the first flag, with subcommand and files."""
     first = 2 if words[0] == "-m" else 1
     length = next((i for i in range(first, len(words)) if words[i].startswith("-")), len(words))
     return tuple(words[:length]), {word.split("=")[0] for word in words[length:] if word.startswith("--")}

@@ -28,7 +28,7 @@ def test_a_sweep_prints_a_table_and_ends_with_json_and_stores_records(tmp_path):
     run = benchmark(*TINY, "--attention", "naive,sdpa", "--output", output)
     assert run.returncode == 0, run.stderr
     summary = json.loads(run.stdout.splitlines()[-1])
-    assert [row["status"] for row in summary["records"]] == ["ok", "ok"]
+    assert [row["status"] for row in summary["cases"]] == ["ok", "ok"]
     assert "Median" in run.stdout
     assert "sdpa" in run.stdout
     records, problems = read_records(output)
@@ -39,7 +39,7 @@ def test_a_sweep_prints_a_table_and_ends_with_json_and_stores_records(tmp_path):
 
     again = benchmark(*TINY, "--attention", "naive,sdpa", "--output", output, "--resume", timeout_s=20)
     assert again.returncode == 0
-    assert again.stderr.count("taken from") == 2
+    assert again.stderr.count("finished before") == 2
     assert len(read_records(output)[0]) == 2
 
 
@@ -59,7 +59,7 @@ def test_a_model_that_cannot_fit_is_a_row_and_not_an_error():
     run = benchmark("--model", "bloom-176b,tiny", "--steps", "1", "--warmup-steps", "0", "--context-length", "8")
     assert run.returncode == 0, run.stderr
     summary = json.loads(run.stdout.splitlines()[-1])
-    assert [row["status"] for row in summary["records"]] == ["skipped", "ok"]
+    assert [row["status"] for row in summary["cases"]] == ["skipped", "ok"]
     assert "GiB free" in run.stdout
     assert run.stdout.count("skipped") >= 4  # a row for each pass
 
@@ -111,7 +111,7 @@ def test_a_broken_last_line_is_reported_and_the_rest_is_used(tmp_path):
     run = benchmark(*TINY, "--mode", "forward", "--output", output, "--resume")
     assert run.returncode == 0
     assert "line 2 ignored: not JSON, or cut off" in run.stderr
-    assert "taken from" in run.stderr
+    assert "finished before" in run.stderr
 
 
 def test_what_no_machine_of_this_kind_can_do_exits_2_alone_and_is_a_row_beside_others():
@@ -124,7 +124,7 @@ def test_what_no_machine_of_this_kind_can_do_exits_2_alone_and_is_a_row_beside_o
     assert "use fp32 or bf16" in alone.stderr
     mixed = benchmark(*TINY, "--precision", "tf32,fp32", "--mode", "forward")
     assert mixed.returncode == 0
-    rows = json.loads(mixed.stdout.splitlines()[-1])["records"]
+    rows = json.loads(mixed.stdout.splitlines()[-1])["cases"]
     assert [row["status"] for row in rows] == ["skipped", "ok"]
 
 
@@ -154,4 +154,4 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     assert record.status == "failed"
     assert record.reason.startswith("interrupted after")
     assert len(record.samples_s["forward"]) > 1
-    assert json.loads(stdout.splitlines()[-1])["records"]
+    assert json.loads(stdout.splitlines()[-1])["cases"]

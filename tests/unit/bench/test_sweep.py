@@ -11,7 +11,7 @@ import pytest
 
 from cs_systems.bench.progress import Progress
 from cs_systems.bench.record import read_records
-from cs_systems.bench.sweep import WorkerError, run_sweep
+from cs_systems.bench.sweep import WorkerError, finished_cases, run_sweep
 from cs_systems.bench.workload import Case, WorkloadConfig
 from cs_systems.model.config import ModelConfig
 from cs_systems.timing.timer import TimingConfig
@@ -34,7 +34,7 @@ def make_case(label: str = "tiny", **timing) -> Case:
     return Case(label, ModelConfig(d_model=64, num_layers=1), WorkloadConfig(), TimingConfig(**timing))
 
 
-def sweep(cases, body: str, output: pathlib.Path | None = None, resume: bool = False):
+def sweep(cases, body: str, output: pathlib.Path | None = None, finished=None):
     """Run the cases with a worker that executes `body`; returns the result and what progress printed."""
     program = (
         "import json, os, signal, sys\n"
@@ -44,7 +44,7 @@ def sweep(cases, body: str, output: pathlib.Path | None = None, resume: bool = F
     )
     shown = io.StringIO()
     worker = (sys.executable, "-c", program)
-    return run_sweep(cases, "python benchmark.py", output, resume, Progress(shown), worker), shown.getvalue()
+    return run_sweep(cases, "python benchmark.py", output, finished or {}, Progress(shown), worker), shown.getvalue()
 
 
 def test_a_good_case_becomes_its_record():
@@ -90,10 +90,10 @@ def test_resume_measures_only_what_is_missing_or_failed(tmp_path):
     sweep([make_case("first")], GOOD, output)
     sweep([make_case("second")], "say(provenance=PROVENANCE); sys.exit('broken')", output)
     cases = [make_case("first"), make_case("second"), make_case("first", steps=11)]
-    result, shown = sweep(cases, GOOD, output, resume=True)
+    result, shown = sweep(cases, GOOD, output, finished_cases(output)[0])
     assert [record.status for record in result.records] == ["ok", "ok", "ok"]
     assert len(read_records(output)[0]) == 4  # first, failed second, good second, first with 11 steps
-    assert "first: taken from" in shown
+    assert "first: finished before" in shown
 
 
 def test_a_full_disk_costs_the_file_but_not_the_measurement():

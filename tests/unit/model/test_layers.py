@@ -89,7 +89,7 @@ def test_rmsnorm_is_torchs(leading, dtype, scale):
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
 def test_layernorm_is_torchs(leading, dtype, scale):
     norm = scramble(LayerNorm(6, eps=1e-3)).to(dtype)
-    x = (scale * torch.randn(*leading, 6) + 0.5).to(dtype)
+    x = (scale * (torch.randn(*leading, 6) + 0.5)).to(dtype)
     y = norm(x)
     assert y.dtype == dtype
     exact = F.layer_norm(x.double(), (6,), norm.weight.double(), norm.bias.double(), eps=1e-3)
@@ -161,7 +161,7 @@ def test_the_config_chooses_the_norm_and_its_eps():
 
 
 def test_weights_start_normal_and_cut_at_three_deviations():
-    # Moving what lies beyond three deviations to the edge leaves 0.9975 of the deviation and is visible there.
+    # Moving what lies beyond three deviations to the edge leaves 0.9975 of the deviation, and shows there.
     linear = Linear(300, 500)
     std = math.sqrt(2 / 800)
     assert linear.weight.std().item() == pytest.approx(0.9975 * std, rel=0.01)

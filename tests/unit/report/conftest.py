@@ -47,7 +47,7 @@ def make_record():
             "warmup_steps": len(next(iter((warmup or {"": []}).values()))),
             "steps": max(map(len, samples.values()), default=10), "max_seconds": 120.0,
         }  # fmt: skip
-        case |= {name: value for name, value in given.items()}
+        case |= given
         if "context_length" in given:
             case["num_positions"] = given["context_length"]
         if samples and mode in TOTAL:
