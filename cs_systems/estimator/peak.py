@@ -11,7 +11,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from cs_systems.estimator.memory import (
+from cs_systems.estimator.ledger import (
     MemoryCase,
     block_tensors,
     block_weight_copies,
