@@ -3,9 +3,12 @@ PY ?= python3
 VENV ?= .venv
 USE_SYSTEM ?=
 ARGS ?=
+RESULTS ?= results/local
 
-# Ends in about a minute on two CPU cores; a flag given again in ARGS wins.
-FIRST_MINUTE = --model tiny,small --context-length 128 --warmup-steps 1 --steps 5
+# About a minute on two CPU cores, busy ones too; a flag given again in ARGS wins.
+FIRST_MINUTE = --model tiny,small --context-length 128 --warmup-steps 1 --steps 5 --max-seconds 30
+# What `make results` measures: a quarter of an hour on two idle cores.
+REFERENCE = --model small,medium --context-length 128 --warmup-steps 0,1,5 --steps 10 --max-seconds 600
 
 ifeq ($(USE_SYSTEM),1)
 export PYTHONPATH := .
@@ -19,7 +22,7 @@ PYTEST_FLAGS ?= -n 2
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test check lint format clean check-system FORCE
+.PHONY: help setup bench results peers test check lint format clean check-system FORCE
 
 help:  ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +33,14 @@ setup: $(READY)  ## create or refresh .venv with the tested versions (the others
 
 bench: $(READY)  ## time tiny and small in about a minute; more with ARGS="--model medium"
 	$(PYTHON) benchmark.py $(FIRST_MINUTE) $(ARGS)
+
+results: $(READY)  ## measure and plot the reference cases into RESULTS=results/local; a rerun continues
+	mkdir -p $(RESULTS)
+	$(PYTHON) benchmark.py $(REFERENCE) --output $(RESULTS)/training_step.jsonl --resume $(ARGS)
+	$(PYTHON) -m cs_systems.report plot $(RESULTS)/training_step.jsonl --output-dir $(RESULTS)
+
+peers: $(READY)  ## our model beside the Hugging Face model of the same shape and weights
+	$(PYTHON) -m cs_systems.bench.peers $(ARGS)
 
 test: $(READY)  ## run the tests; fewer with ARGS="tests/unit/test_optim.py"
 	$(PYTHON) -m pytest -q $(PYTEST_FLAGS) $(ARGS)

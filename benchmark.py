@@ -5,12 +5,11 @@
     python benchmark.py --model small --precision fp32,bf16 --attention naive,sdpa --output runs.jsonl
 
 Every flag below takes one value or a comma-separated list; lists are crossed, and every case runs in a fresh
-process. Shape flags alone find their preset (d_model 1024 with 24 layers is medium); flags beside --model change
-that preset. The last line is JSON.
+process. Shape flags alone find their preset (d_model 1024 with 24 layers is medium); flags beside --model
+change that preset. The last line is JSON.
 """
 
 import argparse
-import pathlib
 import sys
 
 from cs_systems.bench.progress import Progress
@@ -41,8 +40,10 @@ def make_parser() -> Parser:
     """All flags, made from the dataclasses that they fill."""
     parser = Parser(prog="benchmark.py", description=__doc__)
     group = parser.add_argument_group("model")
-    group.add_argument("--model", type=lambda text: tuple(text.split(",")), metavar="NAME",
-                       default=argparse.SUPPRESS, help="preset (default: small; see --list-models)")  # fmt: skip
+    group.add_argument(
+        "--model", type=lambda text: tuple(text.split(",")), metavar="NAME", default=argparse.SUPPRESS,
+        help="preset (default: small; see --list-models)",
+    )  # fmt: skip
     group.add_argument("--list-models", action="store_true", help="print all presets and leave")
     add_flags(parser, ModelConfig, "model, in place of or on top of a preset")
     add_flags(parser, WorkloadConfig, "workload")
@@ -75,11 +76,13 @@ def main(argv: list[str] | None = None) -> int:
         cases = make_cases(args)
         if args.output is not None:
             check_writable(args.output)
-        finished, problems = finished_cases(args.output) if args.resume else ({}, [])
+        finished, problems = finished_cases(args.output) if args.output and args.resume else ({}, [])
     except ValueError as error:
         parser.error(str(error))
     try:
-        result = run_sweep(cases, command_line("benchmark.py", argv), args.output, finished, Progress())
+        result = run_sweep(
+            cases, command_line("benchmark.py", argv), args.output, finished, Progress(sys.stderr)
+        )
     except WorkerError as error:
         print(f"benchmark.py: the measuring process could not start: {error}", file=sys.stderr)
         return EXIT_FAILED

@@ -4,16 +4,24 @@ torch itself is never imported here, so that tests of the command line and the e
 """
 
 import importlib.util
+import os
 import random
 import sys
 
 import jaxtyping
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: with several threads each they would wait for one another. Torch reads it once.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if importlib.util.find_spec("beartype"):
     # Every annotated function under cs_systems has its shapes and types checked while tests run. This must
     # come before the first import of cs_systems; without beartype (a dev extra) the tests run unchecked.
-    jaxtyping.install_import_hook("cs_systems", "beartype.beartype")
+    # The tower lets an int stand where a float is asked for, as type checkers do.
+    jaxtyping.install_import_hook(
+        "cs_systems", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    )
 
 
 def pytest_runtest_setup(item):

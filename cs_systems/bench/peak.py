@@ -15,12 +15,12 @@ _SIZE = 2048
 class PeakRate:
     """Dense matrix-product rate in TFLOP/s and where it comes from; None where it is not known."""
 
-    tflops_per_s: float | None
+    tflops_per_s: int | float | None
     source: str | None
 
 
 def peak_rate(device: torch.device, precision: str, param_dtype: str) -> PeakRate:
-    """The peak for matrix products in `precision` (or in the narrower `param_dtype`) on `device`; never a guess."""
+    """Peak rate of matrix products in `precision`, or in a narrower `param_dtype`; never a guess."""
     if precision in ("fp32", "tf32") and param_dtype != "fp32":
         precision = param_dtype
     if device.type == "cuda":

@@ -1,19 +1,20 @@
 """Progress of a sweep on standard error: one rewritten line on a terminal, one line a case in a log."""
 
-import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from typing import Any
 
 
 class Progress:
     """Tells which case and step is running and how long the rest may take.
 
-    The time left is the work still to do (in any unit, here FLOPs) over the rate so far: a rough guess, since it
-    takes the start of a process and slow first steps for work, that gets better with every step.
+    The time left is the work still to do (in any unit, here FLOPs) over the rate so far: a rough guess,
+    since it takes the start of a process and slow first steps for work, that gets better with every step.
+
+    `stream` is a text stream such as sys.stderr.
     """
 
-    def __init__(self, stream: TextIO = sys.stderr, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: Any, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
         self._rewrites = stream.isatty()
         self._shown = ""

@@ -80,7 +80,9 @@ def run_sweep(
         result.records.append(record)
         if output is not None:
             _store(output, record, result)
-        progress.finish_case(f"{case.label}: {record.status}" + (f" ({record.reason})" if record.reason else ""))
+        progress.finish_case(
+            f"{case.label}: {record.status}" + (f" ({record.reason})" if record.reason else "")
+        )
         if result.interrupted:
             break
     return result
@@ -193,7 +195,9 @@ def _store(output: pathlib.Path, record: BenchmarkRecord, result: SweepResult) -
     try:
         append_record(output, record)
     except OSError as error:
-        result.problems.append(f"{output}: a record could not be stored ({error.strerror}); it is in the table")
+        result.problems.append(
+            f"{output}: a record could not be stored ({error.strerror}); it is in the table"
+        )
 
 
 def _work(case: Case) -> float:

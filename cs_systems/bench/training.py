@@ -12,7 +12,7 @@ from cs_systems.bench.peak import PeakRate, peak_rate
 from cs_systems.bench.record import BenchmarkRecord, Provenance
 from cs_systems.bench.workload import EXPERIMENT, PASSES, TOTAL, Case, WorkloadConfig
 from cs_systems.estimator.flops import backward_flops, forward_flops
-from cs_systems.estimator.memory import MemoryCase
+from cs_systems.estimator.ledger import MemoryCase
 from cs_systems.estimator.parameters import num_parameters
 from cs_systems.estimator.peak import advise, predict_peak
 from cs_systems.model.apply import apply_attention, apply_checkpointing
@@ -145,7 +145,9 @@ def run_case(
     except (RuntimeError, MemoryError) as error:
         if not devices.is_out_of_memory(error):
             raise
-        reason = f"ran out of memory: {advise(case.model, memory_case, free)}" if free else "ran out of memory"
+        reason = (
+            f"ran out of memory: {advise(case.model, memory_case, free)}" if free else "ran out of memory"
+        )
         return record("oom", reason=reason, metrics=metrics)
     metrics["peak_memory_bytes"] = measured_peak_bytes(device, baseline_bytes)
     samples = _with_total(measured.samples_s, workload)
@@ -182,16 +184,19 @@ def measured_peak_bytes(device: torch.device, baseline_bytes: int | None) -> int
 
 
 def estimator_case(case: Case, device: torch.device) -> MemoryCase:
-    """What the estimator needs to know about a case: every field of the same name, and the device that was chosen."""
+    """The case as the estimator sees it: the fields of the same names, and the device that was chosen."""
     shared = cli.only_fields(MemoryCase, dataclasses.asdict(case.workload))
-    return MemoryCase(**shared, seq_len=case.model.context_length, device_type=device.type)
+    return MemoryCase(
+        **shared, seq_len=case.model.context_length, device_type="cuda" if device.type == "cuda" else "cpu"
+    )
 
 
 def _with_total(passes: dict[str, list[float]], workload: WorkloadConfig) -> dict[str, list[float]]:
     """Add the sum of the passes of each step, under the name of the mode."""
     if workload.mode not in TOTAL or not passes:
         return passes
-    return passes | {TOTAL[workload.mode]: [sum(step) for step in zip(*passes.values(), strict=True)]}
+    total: list[float] = [sum(step) for step in zip(*passes.values(), strict=True)]
+    return passes | {TOTAL[workload.mode]: total}
 
 
 def _rates(case: Case, samples: dict[str, list[float]], rate: PeakRate) -> dict:
@@ -216,7 +221,9 @@ def _rates(case: Case, samples: dict[str, list[float]], rate: PeakRate) -> dict:
 def _remarks(step: TrainingStep, measured: Measurement) -> list[str]:
     remarks = []
     if step.workload.mode == "forward":
-        remarks.append("forward alone: no graph was built, so less memory and time than a forward in training")
+        remarks.append(
+            "forward alone: no graph was built, so less memory and time than a forward in training"
+        )
     if step.loss is not None and measured.samples_s and not torch.isfinite(step.loss):
         remarks.append(f"the loss of the last step is {step.loss.item()}: this precision overflowed")
     if step.scaler.is_enabled() and step.scaler.get_scale() < 2.0**16:

@@ -1,4 +1,4 @@
-"""What is timed and how it is run, as one dataclass; with `ModelConfig` and `TimingConfig` it defines a case."""
+"""What is timed and how it is run; with `ModelConfig` and `TimingConfig` it defines a case."""
 
 import dataclasses
 from dataclasses import dataclass

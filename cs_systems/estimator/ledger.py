@@ -1,15 +1,16 @@
 """Bytes of tensors that a training step holds, tensor by tensor, from formulas.
 
-Two questions are answered. `saved_tensors` lists what autograd keeps from forward to backward, and agrees to the
-byte with what `torch.autograd.graph.saved_tensors_hooks` sees on the real model. `predict_peak` adds parameters,
-gradients, optimizer state and the largest temporaries, phase by phase, to find the peak and who owns it.
+Two questions are answered. `saved_tensors` lists what autograd keeps from forward to backward, and agrees
+to the byte with what `torch.autograd.graph.saved_tensors_hooks` sees on the real model. `predict_peak` adds
+parameters, gradients, optimizer state and the largest temporaries, phase by phase, to find the peak and who
+owns it.
 
-B sequences of S tokens make N = B * S tokens; h heads of width d_head make d = d_model; f is d_ff; A = B * h * S^2
-is the number of attention scores. Storages are counted once however many tensors share them. Counted apart are
-parameters and buffers, which exist anyway, and the copies of weights that autocast makes.
+B sequences of S tokens make N = B * S tokens; h heads of width d_head make d = d_model; f is d_ff; A = B *
+h * S^2 is the number of attention scores. Storages are counted once however many tensors share them.
+Counted apart are parameters and buffers, which exist anyway, and the copies of weights that autocast makes.
 
-Not included, because they are not tensors: the CUDA context (0.3 to 0.6 GiB), library workspaces, rounding and
-fragmentation by the allocator. What SDPA keeps was checked on the CPU; on a GPU it is unverified.
+Not included, because they are not tensors: the CUDA context (0.3 to 0.6 GiB), library workspaces, rounding
+and fragmentation by the allocator. What SDPA keeps was checked on the CPU; on a GPU it is unverified.
 """
 
 import dataclasses
@@ -121,17 +122,21 @@ def attention_tensors(config: ModelConfig, case: MemoryCase) -> list[SavedTensor
     else:
         tensors.append(SavedTensor("log-sum-exp", 4 * rows, "SDPA recomputes the weights from it; fp32"))
         if config.position == "rope" and config.rotary_dim < config.d_head:
-            # The output has the layout of the queries: that of the projection, in which it is also the input of
-            # the output projection, unless rotated and unrotated channels were put together in a new tensor.
+            # The output is laid out as the queries are. Laid out as by the projection it is at the same time
+            # the input of the output projection; not so where rotated and other channels were joined.
             tensors.append(SavedTensor("attention output", low * tokens * config.d_model, "SDPA"))
         if config.position == "alibi" and low != 4:
             tensors.append(
-                SavedTensor("bias", low * config.num_heads * case.seq_len**2, "SDPA wants it in the type of q")
+                SavedTensor(
+                    "bias", low * config.num_heads * case.seq_len**2, "SDPA wants it in the type of q"
+                )
             )
     if config.position == "rope":
         rotation = 8 * case.seq_len * (config.rotary_dim // 2)
         tensors.append(SavedTensor("rotations of queries and keys", 2 * rotation, "complex product"))
-    tensors.append(SavedTensor("output projection input", low * tokens * config.d_model, "its weight gradient"))
+    tensors.append(
+        SavedTensor("output projection input", low * tokens * config.d_model, "its weight gradient")
+    )
     return tensors
 
 
@@ -155,7 +160,11 @@ def block_tensors(config: ModelConfig, case: MemoryCase) -> list[SavedTensor]:
     """Everything one Transformer block keeps: the R of the memory questions."""
     tokens_bytes = case.matmul_bytes * case.num_tokens * config.d_model
     ffn_consumers = 2 if config.activation == "swiglu" else 1
-    why = "weight gradients; autocast makes a copy for each consumer" if case.is_autocast else "weight gradients"
+    why = (
+        "weight gradients; autocast makes a copy for each consumer"
+        if case.is_autocast
+        else "weight gradients"
+    )
     if config.residual == "parallel":
         inputs = [SavedTensor("block input", case.copies(3 + ffn_consumers) * tokens_bytes, why)]
         return [
@@ -188,10 +197,14 @@ def head_tensors(config: ModelConfig, case: MemoryCase) -> list[SavedTensor]:
     logits = 4 * case.num_tokens * config.vocab_size
     return [
         *norm_tensors("ln_final", config, case),
-        SavedTensor("head input", case.matmul_bytes * case.num_tokens * config.d_model, "its weight gradient"),
+        SavedTensor(
+            "head input", case.matmul_bytes * case.num_tokens * config.d_model, "its weight gradient"
+        ),
         SavedTensor("exponentials of logits", logits, "exp; fp32"),
         SavedTensor("sums of exponentials", 4 * case.num_tokens, "log"),
-        SavedTensor("row numbers and targets", 16 * case.num_tokens, "where to put the gradient of the targets"),
+        SavedTensor(
+            "row numbers and targets", 16 * case.num_tokens, "where to put the gradient of the targets"
+        ),
     ]
 
 
@@ -204,7 +217,7 @@ def block_weight_copies(config: ModelConfig, case: MemoryCase) -> int:
 
 
 def weight_copies(config: ModelConfig, case: MemoryCase) -> int:
-    """Bytes of cast weights that are alive until backward: of all blocks, unless they are recomputed, and the head."""
+    """Bytes of cast weights alive until backward: the head's, and the blocks' unless recomputed."""
     if not case.is_autocast:
         return 0
     num_blocks = 0 if case.checkpoint_blocks else config.num_layers

@@ -31,7 +31,7 @@ def parameter_shapes(config: ModelConfig) -> Shapes:
 
 def parameter_groups(config: ModelConfig) -> dict[str, int]:
     """Number of parameters by part of the model; the parts sum to the whole."""
-    groups = dict.fromkeys(("embeddings", "attention", "feed_forward", "norms", "head"), 0)
+    groups: dict[str, int] = dict.fromkeys(("embeddings", "attention", "feed_forward", "norms", "head"), 0)
     for name, shape in parameter_shapes(config).items():
         groups[_group(name)] += math.prod(shape)
     return groups

@@ -1,9 +1,10 @@
 """The peak of a step, phase by phase.
 
-Alive are parameters and optimizer state always, saved tensors from forward until their block's backward, gradients
-from their block's backward to the optimizer step, and the largest temporaries of the moment. Steady state is meant:
-the optimizer has its state, and gradients are dropped before forward. The temporaries follow the order of the
-operations in the model; they make the peak approximate, where the saved tensors alone are exact.
+Alive are parameters and optimizer state always, saved tensors from forward until their block's backward,
+gradients from their block's backward to the optimizer step, and the largest temporaries of the moment.
+Steady state is meant: the optimizer has its state, and gradients are dropped before forward. The
+temporaries follow the order of the operations in the model; they make the peak approximate, where the saved
+tensors alone are exact.
 """
 
 import dataclasses
@@ -104,7 +105,7 @@ def inference_temporaries(config: ModelConfig, case: MemoryCase) -> int:
     stream = case.stream_bytes * case.num_tokens * config.d_model
     heads = case.matmul_bytes * case.num_tokens * config.d_model
     hidden = case.matmul_bytes * case.num_tokens * config.d_ff
-    # The embedding, the block's input and its normalised form stay alive; after attention also the new stream.
+    # The embedding, the block's input and its norm stay alive; after attention also the new stream.
     feed_forward = 4 * stream + (3 if config.activation == "swiglu" else 2) * hidden
     attention = 3 * stream + 4 * heads
     if case.attention == "naive":  # scores, exponentials and weights
@@ -138,7 +139,9 @@ def advise(config: ModelConfig, case: MemoryCase, free_bytes: int) -> str:
 
     changes = _possible_changes(case)
     for number in (1, 2):
-        fitting = [combination for combination in itertools.combinations(changes, number) if fits(combination)]
+        fitting = [
+            combination for combination in itertools.combinations(changes, number) if fits(combination)
+        ]
         if fitting:
             ways = [" with ".join(change.flag for change in combination) for combination in fitting[:3]]
             return f"{opening}: try {', or '.join(ways)}"
@@ -154,7 +157,7 @@ class Change:
 
 
 def _possible_changes(case: MemoryCase) -> list[Change]:
-    """What could lower the peak, mildest first: the results of a smaller batch are the least like the original."""
+    """What could lower the peak, mildest first; a smaller batch changes the experiment most."""
     changes = []
     if case.attention == "naive":
         changes.append(Change("--attention sdpa", {"attention": "sdpa"}))

@@ -1,23 +1,26 @@
 """The autograd graph of a replay: what each operator keeps, and what a backward pass holds at any moment.
 
-It follows PyTorch's engine: nodes run from the newest to the oldest, a node frees what it kept once it has run,
-a gradient with several contributions is summed where the first one lies if nobody else uses that.
+It follows PyTorch's engine. Nodes run from the newest to the oldest; a node drops what it kept once it has run;
+a second gradient for the same tensor is added where the first one lies if nothing else uses that memory.
 """
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
+from cs_systems.estimator.autocast import Autocast
 from cs_systems.estimator.tensors import (
     ITEM_BYTES,
     Memory,
     Shape,
     Storage,
     Tensor,
-    contiguous,
+    broadcast_shape,
     is_dense,
     pointwise_strides,
+    promoted_type,
+    row_major,
     view_strides,
 )
 
@@ -29,38 +32,42 @@ Backward = Callable[[Tensor, Kept], list[Tensor | None]]
 
 
 class Leaf:
-    """A parameter: the end of the graph, where the gradient is stored."""
+    """A parameter: an end of the graph, where a gradient is stored."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.gradient: Tensor | None = None
+    gradient: Tensor | None = None
 
 
 class Node:
-    """One operator in the graph: what it kept, and how gradients pass through it."""
+    """One operator in the graph: what it kept, and how a gradient passes through it."""
 
     def __init__(self, number: int, scope: str, inputs: Sequence[Tensor], backward: Backward) -> None:
         self.number, self.scope, self.backward = number, scope, backward
         self.edges: list[Node | Leaf | None] = [tensor.node for tensor in inputs]
-        self.input_shapes = [(tensor.shape, tensor.dtype) for tensor in inputs]
+        self.inputs = [(tensor.shape, tensor.dtype) for tensor in inputs]
         self.kept: Kept = {}
         self.reasons: dict[str, str] = {}
         self.checkpoint: Checkpoint | None = None
         self.places: dict[str, int] = {}
 
     def unpack(self) -> Kept:
-        """The tensors that were kept; inside a checkpoint they are recomputed at the first call."""
+        """What was kept; inside a checkpoint the first call computes it again."""
         if self.checkpoint is None:
             return self.kept
         return {name: self.checkpoint.take(place) for name, place in self.places.items()}
 
+    def forget(self) -> None:
+        """Drop what was kept, as a node does when it has run."""
+        for tensor in self.kept.values():
+            tensor.storage.count_kept(-1)
+        self.kept, self.checkpoint, self.backward = {}, None, _has_run
 
-class StopRecomputation(Exception):  # noqa: N818  (a signal, not an error)
-    """Everything that the checkpointed blocks had kept is there again."""
+
+class StopRecomputation(Exception):
+    """All that the nodes of a checkpoint had kept is there again."""
 
 
 class Checkpoint:
-    """Blocks whose kept tensors were dropped; `recompute` runs their forward pass again."""
+    """Blocks whose nodes keep nothing; `recompute` runs their forward pass again from `inputs`."""
 
     def __init__(self, inputs: Kept, recompute: Callable[["Checkpoint"], None]) -> None:
         self.inputs, self.recompute = inputs, recompute
@@ -68,67 +75,55 @@ class Checkpoint:
         self.recomputed: dict[int, Tensor] | None = None
 
     def take(self, place: int) -> Tensor:
-        """Hand over the tensor kept at `place`, recomputing the blocks when none is there yet."""
+        """Hand over the tensor kept at `place`."""
         if self.recomputed is None:
+            self.recomputed = {}
             self.recompute(self)
-        assert self.recomputed is not None
         return self.recomputed.pop(place)
 
 
-@dataclass(frozen=True)
-class Autocast:
-    """Which operators cast their inputs. A cast parameter is kept for the whole forward pass, once."""
-
-    low: str
-    """Type of the operators in `lower`: bf16 or fp16."""
-    lower: frozenset[str]
-    """Operators that run in the low type."""
-    widen: frozenset[str]
-    """Operators that run in fp32."""
-    promote: frozenset[str]
-    """Operators that cast all inputs to the widest type among them."""
-
-
 class Tape:
-    """Allocates, records and runs backward. The operators are in `operators.Operators`, a subclass."""
+    """Allocates tensors, records nodes and runs backward. The operators are added by subclasses."""
 
-    def __init__(self, memory: Memory, *, autocast: Autocast | None, grad: bool) -> None:
-        self.memory, self.autocast, self.grad = memory, autocast, grad
+    def __init__(self, memory: Memory, device_type: str, autocast: Autocast | None, *, grad: bool) -> None:
+        self.memory, self.device_type, self.autocast, self.grad = memory, device_type, autocast, grad
         self.scope = ""
         self.checkpoint: Checkpoint | None = None
         self.is_recomputing = False
         self.cast_cache: dict[str, Tensor] = {}
         self._numbers = itertools.count()
 
-    # -- allocation -------------------------------------------------------------------------------------
-
     def new(
-        self, shape: Shape, dtype: str, name: str, *, strides: Shape | None = None, role: str = "temporaries"
+        self, shape: Shape, dtype: str, name: str, *, strides: Shape | None = None, role: str | None = None
     ) -> Tensor:
         """A tensor on memory of its own, row-major unless `strides` says otherwise."""
-        num_values = 1
-        for size in shape:
-            num_values *= size
-        storage = Storage(self.memory, num_values * ITEM_BYTES[dtype], role, self._path(name))
-        return Tensor(storage, shape, contiguous(shape) if strides is None else strides, dtype)
+        if role is None:
+            role = "logits" if self.scope == "loss" else "temporaries"
+        path = f"{self.scope}.{name}" if self.scope else name
+        storage = Storage(self.memory, math.prod(shape) * ITEM_BYTES[dtype], role, path)
+        return Tensor(storage, shape, row_major(shape) if strides is None else strides, dtype)
 
-    def pointwise(self, inputs: Sequence[Tensor], name: str, dtype: str | None = None) -> Tensor:
-        """The result of an element-wise operation on `inputs`, outside the graph."""
-        shape = broadcast_shapes(inputs)
-        dtype = dtype or promoted(inputs)
-        return self.new(shape, dtype, name, strides=pointwise_strides(inputs, shape))
+    def pointwise(self, inputs: Sequence[Tensor], name: str) -> Tensor:
+        """The result of an element-wise operation, outside the graph.
+
+        A CPU first converts inputs of a narrower type, whole tensors at a time; a GPU converts as it reads.
+        """
+        shape, dtype = broadcast_shape(inputs), promoted_type(inputs)
+        converted = [
+            self.new(tensor.shape, dtype, "converted input")
+            for tensor in inputs
+            if self.device_type == "cpu" and tensor.dtype != dtype
+        ]
+        result = self.new(shape, dtype, name, strides=pointwise_strides(inputs, shape))
+        del converted
+        return result
 
     def reshaped(self, x: Tensor, shape: Shape) -> Tensor:
-        """`x` with another shape, outside the graph: a view where the strides allow it, otherwise a copy."""
+        """Another shape, outside the graph: a view where the strides allow it, otherwise a copy."""
         strides = view_strides(x.shape, x.strides, shape)
         if strides is not None:
             return x.view(shape, strides)
         return self.new(shape, x.dtype, f"copy of {x.storage.name.rpartition('.')[2]}")
-
-    def _path(self, name: str) -> str:
-        return f"{self.scope}.{name}" if self.scope else name
-
-    # -- recording --------------------------------------------------------------------------------------
 
     def node(self, inputs: Sequence[Tensor], backward: Backward) -> Node | None:
         """A node for an operator on `inputs`; None when no gradient can flow through it."""
@@ -137,14 +132,13 @@ class Tape:
         return None
 
     def keep(self, node: Node | None, name: str, tensor: Tensor, reason: str) -> None:
-        """Let `node` keep `tensor` for backward; `reason` says to a reader what for."""
+        """Let `node` keep `tensor` for backward; `reason` tells a reader what for."""
         if node is None:
             return
         checkpoint = self.checkpoint
         if checkpoint is None:
-            node.kept[name] = tensor.detach()
-            node.reasons[name] = reason
-            count_save(tensor.storage, +1)
+            node.kept[name], node.reasons[name] = tensor.detach(), reason
+            tensor.storage.count_kept(+1)
         elif self.is_recomputing:
             assert checkpoint.recomputed is not None
             place = len(checkpoint.recomputed)
@@ -156,18 +150,17 @@ class Tape:
             node.places[name] = checkpoint.num_kept
             checkpoint.num_kept += 1
 
-    # -- backward ---------------------------------------------------------------------------------------
-
     def backward(self, result: Tensor, on_node: Callable[[Node], None]) -> None:
         """Run backward from the scalar `result`; `on_node` hears of every node before it runs."""
         root = result.node
-        assert isinstance(root, Node)
         waiting = count_edges(root)
-        gradients: dict[Node | Leaf, Tensor] = {root: self.new(result.shape, result.dtype, "gradient of loss")}
+        gradients: dict[Node | Leaf, Tensor] = {root: self.new(result.shape, result.dtype, "gradient")}
         ready = [(-root.number, root)]
+        recording, self.grad = self.grad, False
         while ready:
             node = heapq.heappop(ready)[1]
             on_node(node)
+            self.scope = node.scope
             outputs = self._run(node, gradients.pop(node))
             for edge in node.edges:
                 output = outputs.pop(0)
@@ -176,28 +169,23 @@ class Tape:
                 self._accumulate(gradients, edge, output)
                 del output
                 waiting[edge] -= 1
-                if waiting[edge]:
-                    continue
-                if isinstance(edge, Leaf):
-                    store_gradient(self, edge, gradients.pop(edge))
-                else:
+                if not waiting[edge] and isinstance(edge, Node):
                     heapq.heappush(ready, (-edge.number, edge))
+                elif not waiting[edge]:
+                    self._store(edge, gradients.pop(edge))
+        self.grad, self.scope = recording, ""
 
     def _run(self, node: Node, gradient: Tensor) -> list[Tensor | None]:
-        """The gradients of the inputs in their shapes and types; then the node forgets what it kept."""
+        """The gradients of a node's inputs, in the shapes and types of the inputs."""
         kept = node.unpack()
         outputs = node.backward(gradient, kept)
-        for index, (shape, dtype) in enumerate(node.input_shapes):
+        for index, (shape, dtype) in enumerate(node.inputs):
             output = outputs[index]
-            if output is None:
-                continue
-            if output.shape != shape:  # the input was broadcast: sum over the copies
+            if output is not None and output.shape != shape:  # the input was broadcast: sum over its copies
                 output = outputs[index] = self.new(shape, output.dtype, "sum over broadcast axes")
-            if output.dtype != dtype:
-                outputs[index] = self.new(shape, dtype, "cast gradient", strides=output.strides)
-        for tensor in node.kept.values():
-            count_save(tensor.storage, -1)
-        node.kept, node.checkpoint, node.backward = {}, None, already_run
+            if output is not None and output.dtype != dtype:
+                outputs[index] = self.new(shape, dtype, "gradient", strides=output.strides)
+        node.forget()
         return outputs
 
     def _accumulate(self, gradients: dict[Node | Leaf, Tensor], edge: Node | Leaf, output: Tensor) -> None:
@@ -205,40 +193,20 @@ class Tape:
         if before is None:
             gradients[edge] = output
         elif before.storage.num_tensors == 1 and not before.is_view and is_dense(before):
-            gradients[edge] = before
+            gradients[edge] = before  # added in place
         else:
             gradients[edge] = self.pointwise([before, output], "sum of gradients")
 
+    def _store(self, leaf: Leaf, gradient: Tensor) -> None:
+        """Make `gradient` the .grad of a parameter: taken over when laid out like it, otherwise copied."""
+        if gradient.strides != row_major(gradient.shape):
+            gradient = self.new(gradient.shape, gradient.dtype, "gradient")
+        gradient.storage.set_role("gradients")
+        leaf.gradient = gradient
 
-def already_run(gradient: Tensor, kept: Kept) -> list[Tensor | None]:
-    """Stands in for the formula of a node that has run, so that what it refers to can be freed."""
+
+def _has_run(gradient: Tensor, kept: Kept) -> list[Tensor | None]:
     raise AssertionError("a node runs once")
-
-
-def store_gradient(tape: Tape, leaf: Leaf, gradient: Tensor) -> None:
-    """Make `gradient` the .grad of a parameter: taken over if its layout is the parameter's, else copied."""
-    assert leaf.gradient is None
-    if gradient.strides != contiguous(gradient.shape):
-        gradient = tape.new(gradient.shape, gradient.dtype, "gradient")
-    gradient.storage.set_role("gradients")
-    leaf.gradient = gradient
-
-
-def count_save(storage: Storage, change: int) -> None:
-    """Follow how many nodes keep a storage, and count its bytes as saved while there is one."""
-    storage.num_saves += change
-    if storage.role in ("temporaries", "saved_activations"):
-        storage.set_role("saved_activations" if storage.num_saves else "temporaries")
-
-
-def count_edges(root: Node) -> dict[Node | Leaf, int]:
-    """Number of gradients that every node and leaf below `root` will receive."""
-    counts: dict[Node | Leaf, int] = {}
-    for node in nodes_below(root):
-        for edge in node.edges:
-            if edge is not None:
-                counts[edge] = counts.get(edge, 0) + 1
-    return counts
 
 
 def nodes_below(root: Node) -> Iterator[Node]:
@@ -253,19 +221,11 @@ def nodes_below(root: Node) -> Iterator[Node]:
                 stack.append(edge)
 
 
-def broadcast_shapes(inputs: Sequence[Tensor]) -> Shape:
-    """The common shape of `inputs`."""
-    shapes = [tensor.shape for tensor in inputs]
-    num_dims = max(map(len, shapes))
-    padded = [(1,) * (num_dims - len(shape)) + shape for shape in shapes]
-    return tuple(next((n for n in sizes if n != 1), 1) for sizes in zip(*padded, strict=True))
-
-
-def promoted(inputs: Sequence[Tensor]) -> str:
-    if any(tensor.dtype == "complex64" for tensor in inputs):
-        return "complex64"
-    """Type of an element-wise result: fp32 beside another floating type, any floating type beside whole numbers."""
-    floating = {tensor.dtype for tensor in inputs} & {"fp32", "bf16", "fp16"}
-    if not floating:
-        return inputs[0].dtype
-    return floating.pop() if len(floating) == 1 else "fp32"
+def count_edges(root: Node) -> dict[Node | Leaf, int]:
+    """How many gradients every node and leaf below `root` will receive."""
+    counts: dict[Node | Leaf, int] = {}
+    for node in nodes_below(root):
+        for edge in node.edges:
+            if edge is not None:
+                counts[edge] = counts.get(edge, 0) + 1
+    return counts

@@ -26,7 +26,7 @@ def cross_entropy(logits: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*
     shifted = wide - wide.detach().amax(-1, keepdim=True)
     log_sum_exp = shifted.exp().sum(-1).log()
     rows, ids = torch.arange(targets.numel(), device=targets.device), targets.flatten()
-    ids = ids.where(ids >= 0, wide.shape[-1])  # a negative index would count from the end; this one is refused
+    ids = ids.where(ids >= 0, wide.shape[-1])  # a negative index would count from the end: refused
     chosen = shifted[rows, ids]  # `gather` would keep all of `shifted` for backward
     return (log_sum_exp - chosen).mean()
 

@@ -16,7 +16,7 @@ from cs_systems.model.config import ModelConfig
 State = dict[str, Tensor]
 
 _PREFIX = re.compile(r"^(transformer\.|model\.)?(decoder\.)?")
-_BUFFER = re.compile(r"attn\.(bias|masked_bias|rotary_emb\.inv_freq|embed_positions)$")
+_BUFFER = re.compile(r"(^|\.)(self_)?attn\.(bias|masked_bias|rotary_emb\.inv_freq|embed_positions)$")
 """Masks and position tables that older versions stored beside the parameters; both sides compute them."""
 
 _SHOWN = 4

@@ -51,7 +51,7 @@ def init_normal(weight: Tensor, std: float) -> None:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019), computed in fp32, returned in x's dtype."""
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019), in fp32, returned in x's dtype."""
 
     def __init__(self, d_model: int, eps: float = 1e-5) -> None:
         super().__init__()

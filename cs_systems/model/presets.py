@@ -7,6 +7,7 @@ parameters. The exact counts stand beside the shapes and are tested on the meta 
 
 import difflib
 from dataclasses import dataclass
+from typing import Any
 
 from cs_systems.model.config import ModelConfig
 
@@ -31,21 +32,21 @@ class Preset:
     source: str
 
 
-def _gpt2(**shape: int) -> ModelConfig:
+def _gpt2(**shape: Any) -> ModelConfig:
     return ModelConfig(
         context_length=2048, norm="layernorm", activation="gelu_tanh", position="learned",
         tied_embeddings=True, attention_bias=True, ffn_bias=True, **shape,
     )  # fmt: skip
 
 
-def _bloom(**shape: int) -> ModelConfig:
+def _bloom(**shape: Any) -> ModelConfig:
     return ModelConfig(
         context_length=2048, norm="layernorm", activation="gelu_tanh", position="alibi",
         embedding_norm=True, tied_embeddings=True, attention_bias=True, ffn_bias=True, **shape,
     )  # fmt: skip
 
 
-def _opt(**shape: int) -> ModelConfig:
+def _opt(**shape: Any) -> ModelConfig:
     return ModelConfig(
         vocab_size=50_272, context_length=2048, norm="layernorm", activation="relu",
         position="learned", position_offset=2, tied_embeddings=True, attention_bias=True,
@@ -53,7 +54,7 @@ def _opt(**shape: int) -> ModelConfig:
     )  # fmt: skip
 
 
-def _clm(**shape: int) -> ModelConfig:
+def _clm(**shape: Any) -> ModelConfig:
     return ModelConfig(vocab_size=49_152, context_length=2048, rope_theta=500_000.0, **shape)
 
 

@@ -58,10 +58,14 @@ class TransformerLM(nn.Module):
     can be recomputed are buffers outside the state dict.
     """
 
+    rope_cos: Tensor
+    rope_sin: Tensor
+    alibi_slopes: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        # A tied embedding is also the head, where a standard deviation of 1 would give logits of size sqrt(d).
+        # A tied embedding is also the head: a standard deviation of 1 would give logits of size sqrt(d).
         std = config.d_model**-0.5 if config.tied_embeddings else 1.0
         self.token_embeddings = Embedding(config.vocab_size, config.d_model, std)
         if config.position == "learned":

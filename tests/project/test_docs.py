@@ -71,9 +71,14 @@ def named_paths(text):
     return [span for span in spans if re.search(r"\.(py|md|toml|txt|csv|jsonl)$", span) or span.endswith("/")]
 
 
+def linked_paths(text):
+    """Targets of markdown links and pictures that are files of the repository."""
+    return [link for link in re.findall(r"\]\(([^)#]+)", text) if not re.match("[a-z]+:", link)]
+
+
 def path_exists(name):
-    """Whether a path exists from the root or, as the documents shorten it, from the package or the tests."""
-    return any((ROOT / folder / name).exists() for folder in ("", "cs_systems", "tests"))
+    """Whether a path exists from the root; a bare file name may stand for one anywhere in the package."""
+    return (ROOT / name).exists() or ("/" not in name and any((ROOT / "cs_systems").rglob(name)))
 
 
 @functools.cache
@@ -105,7 +110,8 @@ def test_every_command_that_is_shown_uses_flags_that_the_program_has(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_path_that_is_named_exists(document):
-    assert [path for path in named_paths(read_document(document)) if not path_exists(path)] == []
+    text = read_document(document)
+    assert [path for path in named_paths(text) + linked_paths(text) if not path_exists(path)] == []
 
 
 def test_every_make_target_is_explained_and_declared_phony():
@@ -116,19 +122,18 @@ def test_every_make_target_is_explained_and_declared_phony():
 
 
 def test_every_flag_that_the_makefile_passes_exists():
-    for command in re.findall(r"\$\(PYTHON\) (\S+\.py) (.*)", MAKEFILE):
-        words = (
-            " ".join(command)
-            .replace("$(FIRST_MINUTE)", re.search(r"FIRST_MINUTE = (.*)", MAKEFILE)[1])
-            .split()
-        )
-        program, flags = split_program(words)
-        if (ROOT / program[0]).exists():
-            assert flags - known_flags(program) == set(), command
+    variables = dict(re.findall(r"^([A-Z_]+) \??= *(.*)$", MAKEFILE, flags=re.MULTILINE))
+    commands = re.findall(r"\$\(PYTHON\) (benchmark\.py.*|-m cs_systems.*)", MAKEFILE)
+    assert commands
+    for command in commands:
+        expanded = re.sub(r"\$\(([A-Z_]+)\)", lambda found: variables[found[1]], command)
+        program, flags = split_program(expanded.split())
+        assert flags - known_flags(program) == set(), command
 
 
 SAMPLE = """
-Run `make bench ARGS="--model medium"` or `make nothing`, see `cs_systems/cli.py` and `gone/away.py`.
+Run `make bench ARGS="--model medium"` or `make nothing`, see `cs_systems/cli.py`, `config.py`, `gone/away.py`
+or the [licence](LICENSE), [what](missing.md#x) and [that](https://example.org/y.md).
 ```bash
 make -s setup  # once
 python benchmark.py --model small \\
@@ -144,6 +149,7 @@ def test_the_parsers_of_this_file_see_what_a_reader_sees():
     program = ("-m", "cs_systems.report", "table", "runs.jsonl")
     assert split_program([*program, "--by=y"]) == (program, {"--by"})
     assert [path for path in named_paths(SAMPLE) if not path_exists(path)] == ["gone/away.py"]
+    assert linked_paths(SAMPLE) == ["LICENSE", "missing.md"]
     assert targets_of("a: b ## does a\nc: d\n$(X): y\nE := f\nV = --g\n.PHONY: a\n") == {
         "a": "does a",
         "c": None,

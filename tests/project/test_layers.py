@@ -38,7 +38,7 @@ NEVER = {"model": ("cs_systems.timing", "cs_systems.device", "cs_systems.cli", "
 # What a command reads before it measures: --help and a typo are answered at once.
 NO_TORCH = (
     *("cli", "tables", "model.config", "model.presets", "timing.stats", "estimator", "report"),
-    *("bench.record", "bench.workload", "bench.progress", "bench.sweep"),
+    *("bench.record", "bench.workload", "bench.progress", "bench.sweep", "bench.peers"),
 )
 SCRIPTS = ("benchmark", "profiling", "writeup", "scripts", "tests", "conftest")
 

@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import torch
 
+from cs_systems.model.config import ModelConfig
 from cs_systems.model.functional import cross_entropy
 
 checked = pytest.mark.skipif(importlib.util.find_spec("beartype") is None, reason="beartype is not installed")
@@ -15,6 +16,11 @@ def test_a_wrong_shape_is_an_error_that_names_both_shapes():
     with pytest.raises(Exception, match=r"(?s)targets.*\[5\].*batch") as caught:
         cross_entropy(torch.zeros(4, 7), torch.zeros(5, dtype=torch.long))
     assert type(caught.value).__name__ == "TypeCheckError"
+
+
+@checked
+def test_an_int_may_stand_for_a_float():
+    assert ModelConfig(rope_theta=10_000).rope_theta == 10_000
 
 
 @checked

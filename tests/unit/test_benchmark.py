@@ -3,10 +3,10 @@
 import json
 import os
 import pathlib
+import pty
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -56,7 +56,9 @@ def test_other_formats_hold_nothing_but_the_format(style, tmp_path):
 
 
 def test_a_model_that_cannot_fit_is_a_row_and_not_an_error():
-    run = benchmark("--model", "bloom-176b,tiny", "--steps", "1", "--warmup-steps", "0", "--context-length", "8")
+    run = benchmark(
+        "--model", "bloom-176b,tiny", "--steps", "1", "--warmup-steps", "0", "--context-length", "8"
+    )
     assert run.returncode == 0, run.stderr
     summary = json.loads(run.stdout.splitlines()[-1])
     assert [row["status"] for row in summary["cases"]] == ["skipped", "ok"]
@@ -141,13 +143,19 @@ def test_help_and_list_models_answer_without_torch():
 def test_ctrl_c_keeps_what_was_measured(tmp_path):
     output = tmp_path / "runs.jsonl"
     arguments = ["--model", "tiny", "--context-length", "16", "--warmup-steps", "0,1", "--steps", "100000"]
+    screen, terminal = pty.openpty()  # on a terminal, progress tells when a step has been measured
     process = subprocess.Popen(
         [sys.executable, "benchmark.py", *arguments, "--output", output],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=terminal, text=True,
     )  # fmt: skip
-    time.sleep(8)  # start, import torch, and a few hundred steps
+    os.close(terminal)
+    stderr = ""
+    while "measuring, step 3/100000" not in stderr:
+        stderr += os.read(screen, 1000).decode()
     os.kill(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, _ = process.communicate(timeout=60)
+    stderr = os.read(screen, 100_000).decode()
+    os.close(screen)
     assert process.returncode == 130, stderr
     assert "0 of 2 cases are complete" in stderr
     record = read_records(output)[0][0]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -28,12 +28,12 @@ def set_gradients(parameters, step):
         weight.grad = gradient.to(weight.dtype)
 
 
-def run_both(settings, num_steps=20, dtype=torch.float32, groups=lambda p: p, before_step=lambda o, s: None):
+def run_both(options, num_steps=20, dtype=torch.float32, groups=lambda p: p, before_step=lambda o, s: None):
     """The same steps with ours and with torch's; returns both lists of parameters."""
     results = []
     for cls, extra in ((AdamW, {}), (torch.optim.AdamW, {"foreach": False})):
         parameters = make_parameters(dtype)
-        optimizer = cls(groups(parameters), **settings, **extra)
+        optimizer = cls(groups(parameters), **options, **extra)
         for step in range(num_steps):
             set_gradients(parameters, step)
             before_step(optimizer, step)
@@ -43,7 +43,7 @@ def run_both(settings, num_steps=20, dtype=torch.float32, groups=lambda p: p, be
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "options",
     [
         {},
         {"weight_decay": 0.0},
@@ -54,8 +54,8 @@ def run_both(settings, num_steps=20, dtype=torch.float32, groups=lambda p: p, be
         {"lr": 0.0, "weight_decay": 0.5},
     ],
 )
-def test_twenty_steps_are_those_of_torch(settings):
-    for ours, theirs in zip(*run_both(settings), strict=True):
+def test_twenty_steps_are_those_of_torch(options):
+    for ours, theirs in zip(*run_both(options), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
@@ -205,7 +205,7 @@ def test_it_minimises():
 
 
 @pytest.mark.parametrize(
-    ("settings", "name"),
+    ("options", "name"),
     [
         ({"lr": -1.0}, "lr"),
         ({"betas": (1.0, 0.9)}, "betas"),
@@ -214,11 +214,12 @@ def test_it_minimises():
         ({"weight_decay": -0.1}, "weight_decay"),
     ],
 )
-def test_impossible_settings_are_refused(settings, name):
+def test_impossible_settings_are_refused(options, name):
     with pytest.raises(ValueError, match=f"{name}.* must"):
-        AdamW(make_parameters(), **settings)
+        AdamW(make_parameters(), **options)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
 def test_clipping_is_that_of_torch(scale, max_norm):
     ours, theirs = make_parameters(), make_parameters()
@@ -274,11 +275,12 @@ def test_the_cosine_is_torchs():
         scheduler.step()
 
 
+@settings(deadline=None)
 @given(st.floats(1e-5, 1.0), st.floats(0.0, 1.0), st.integers(0, 30), st.integers(0, 30))
 def test_the_schedule_rises_then_falls_without_jumps(max_lr, fraction, warmup, cosine):
     min_lr = fraction * max_lr
-    settings = {"max_lr": max_lr, "min_lr": min_lr, "warmup_steps": warmup, "cosine_steps": warmup + cosine}
-    rates = [cosine_learning_rate(step, **settings) for step in range(warmup + cosine + 3)]
+    options = {"max_lr": max_lr, "min_lr": min_lr, "warmup_steps": warmup, "cosine_steps": warmup + cosine}
+    rates = [cosine_learning_rate(step, **options) for step in range(warmup + cosine + 3)]
     slack = 1e-12 * max_lr
     rising, falling = rates[: warmup + (cosine > 0)], rates[warmup:]
     assert all(a <= b for a, b in itertools.pairwise(rising))
@@ -297,7 +299,7 @@ def test_no_warmup_starts_at_the_maximum():
 
 
 def test_no_cosine_falls_to_the_minimum_at_once():
-    settings = {"max_lr": 3.0, "min_lr": 1.0, "warmup_steps": 2, "cosine_steps": 2}
-    assert [cosine_learning_rate(step, **settings) for step in range(4)] == [0.0, 1.5, 1.0, 1.0]
-    settings |= {"warmup_steps": 0, "cosine_steps": 0}
-    assert cosine_learning_rate(0, **settings) == 1.0
+    options = {"max_lr": 3.0, "min_lr": 1.0, "warmup_steps": 2, "cosine_steps": 2}
+    assert [cosine_learning_rate(step, **options) for step in range(4)] == [0.0, 1.5, 1.0, 1.0]
+    options |= {"warmup_steps": 0, "cosine_steps": 0}
+    assert cosine_learning_rate(0, **options) == 1.0

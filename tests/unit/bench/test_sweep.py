@@ -30,6 +30,11 @@ GOOD = """
 """
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 def make_case(label: str = "tiny", **timing) -> Case:
     return Case(label, ModelConfig(d_model=64, num_layers=1), WorkloadConfig(), TimingConfig(**timing))
 
@@ -44,7 +49,9 @@ def sweep(cases, body: str, output: pathlib.Path | None = None, finished=None):
     )
     shown = io.StringIO()
     worker = (sys.executable, "-c", program)
-    return run_sweep(cases, "python benchmark.py", output, finished or {}, Progress(shown), worker), shown.getvalue()
+    return run_sweep(
+        cases, "python benchmark.py", output, finished or {}, Progress(shown), worker
+    ), shown.getvalue()
 
 
 def test_a_good_case_becomes_its_record():
@@ -59,14 +66,19 @@ def test_a_good_case_becomes_its_record():
     [
         ("say(provenance=PROVENANCE); os.kill(os.getpid(), signal.SIGKILL)", "oom", "memory runs out"),
         ("say(provenance=PROVENANCE); os.kill(os.getpid(), signal.SIGSEGV)", "failed", "SIGSEGV"),
-        ("say(provenance=PROVENANCE); raise RuntimeError('no compiler')", "failed", "RuntimeError: no compiler"),
+        (
+            "say(provenance=PROVENANCE); raise RuntimeError('no compiler')",
+            "failed",
+            "RuntimeError: no compiler",
+        ),
         ("say(provenance=PROVENANCE); os._exit(0)", "failed", "code 0 and no message"),
         ("say(provenance=PROVENANCE); print('{\"record\": ', end='', flush=True)", "failed", "no message"),
     ],
 )
 def test_a_process_that_dies_becomes_a_row_and_the_next_case_runs(body, status, reason):
     cases = [make_case("first"), make_case("second")]
-    program = f"if request['label'] == 'first':\n    {body}\nelse:\n{textwrap.indent(textwrap.dedent(GOOD), '    ')}"
+    otherwise = textwrap.indent(textwrap.dedent(GOOD), "    ")
+    program = f"if request['label'] == 'first':\n    {body}\nelse:\n{otherwise}"
     result, _ = sweep(cases, program)
     assert [record.status for record in result.records] == [status, "ok"]
     assert reason in result.records[0].reason
@@ -79,7 +91,10 @@ def test_a_worker_that_cannot_start_ends_the_sweep_with_its_own_words():
 
 def test_every_record_is_on_disk_before_the_next_case_starts(tmp_path):
     output = tmp_path / "runs.jsonl"
-    body = GOOD + f"\nif request['label'] == 'second': assert len(open({str(output)!r}).readlines()) == 1\n"
+    body = (
+        textwrap.dedent(GOOD)
+        + f"\nif request['label'] == 'second': assert len(open({str(output)!r}).readlines()) == 1\n"
+    )
     result, _ = sweep([make_case("first"), make_case("second")], body, output)
     assert [record.status for record in result.records] == ["ok", "ok"]
     assert [record.case["model"] for record in read_records(output)[0]] == ["first", "second"]
@@ -112,10 +127,6 @@ def test_unsupported_cases_are_counted():
 
 
 def test_time_left_follows_from_the_work_done():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
     now = [0.0]
     shown = Terminal()
     progress = Progress(shown, clock=lambda: now[0])

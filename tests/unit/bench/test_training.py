@@ -150,7 +150,7 @@ def test_running_out_of_memory_is_a_row_and_other_errors_are_not_swallowed(monke
 
 def test_interrupted_case_keeps_its_samples(monkeypatch):
     def press_ctrl_c(phase, index, total):
-        if phase == "measure" and index == 2:
+        if phase == "measuring" and index == 2:
             raise KeyboardInterrupt
 
     record = run(TimingConfig(warmup_steps=1, steps=5), on_step=press_ctrl_c)
@@ -176,6 +176,8 @@ def test_flag_choices_are_the_implementations():
 
 def test_case_settings_name_every_field_once():
     settings = Case("toy", CONFIG, WorkloadConfig(), TimingConfig()).settings()
-    fields = [f.name for part in (ModelConfig, WorkloadConfig, TimingConfig) for f in dataclasses.fields(part)]
+    fields = [
+        f.name for part in (ModelConfig, WorkloadConfig, TimingConfig) for f in dataclasses.fields(part)
+    ]
     assert len(fields) == len(set(fields))
     assert set(settings) == {"model", *fields}

@@ -15,8 +15,8 @@ from cs_systems.model.functional import cross_entropy
 from cs_systems.model.transformer import TransformerLM
 from cs_systems.optim import AdamW
 
-LOWER = set("matmul __matmul__ mm bmm addmm baddbmm linear einsum scaled_dot_product_attention".split())
-FP32 = set("exp log pow __pow__ square rsqrt reciprocal softmax log_softmax sum prod logsumexp".split())
+LOWER = {"matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "linear", "scaled_dot_product_attention"}
+FP32 = {"exp", "log", "pow", "square", "rsqrt", "reciprocal", "softmax", "log_softmax", "sum", "logsumexp"}
 
 
 class CudaAutocast(TorchFunctionMode):
@@ -32,7 +32,9 @@ class CudaAutocast(TorchFunctionMode):
     def cast(self, value, dtype):
         if isinstance(value, list | tuple):
             return type(value)(self.cast(part, dtype) for part in value)
-        is_wide = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        is_wide = (
+            isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        )
         return value.to(dtype) if is_wide else value
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -40,7 +42,9 @@ class CudaAutocast(TorchFunctionMode):
         dtype = self.dtype if name in LOWER else torch.float32 if name in FP32 else None
         if dtype is None:
             return func(*args, **kwargs)
-        return func(*self.cast(args, dtype), **{key: self.cast(value, dtype) for key, value in kwargs.items()})
+        return func(
+            *self.cast(args, dtype), **{key: self.cast(value, dtype) for key, value in kwargs.items()}
+        )
 
 
 def autocast_for(case):

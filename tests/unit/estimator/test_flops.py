@@ -1,4 +1,4 @@
-"""FLOPs: against torch's own counter on the real model, and against the published table of the course sizes."""
+"""FLOPs: against torch's own counter on the real model, and the published table of course sizes."""
 
 import itertools
 

@@ -20,7 +20,10 @@ from cs_systems.model.presets import PRESETS
 SHAPES = {  # batch_size and model
     "one layer": (1, ModelConfig(vocab_size=50, context_length=32, d_model=64, num_layers=1, num_heads=2)),
     "three heads": (2, ModelConfig(vocab_size=70, context_length=24, d_model=96, num_layers=4, num_heads=3)),
-    "wide": (3, ModelConfig(vocab_size=64, context_length=16, d_model=128, num_layers=2, num_heads=8, d_ff=400)),
+    "wide": (
+        3,
+        ModelConfig(vocab_size=64, context_length=16, d_model=128, num_layers=2, num_heads=8, d_ff=400),
+    ),
     "long": (1, ModelConfig(vocab_size=33, context_length=128, d_model=32, num_layers=5, num_heads=4)),
 }
 TYPES = {  # precision, parameter type and whose autocast rules
@@ -104,7 +107,9 @@ def test_fused_attention_saves_no_term_in_the_square_of_the_length():
     config = PRESETS["small"].config
 
     def bytes_of(seq_len, attention):
-        return total_bytes(block_tensors(config, MemoryCase(batch_size=1, seq_len=seq_len, attention=attention)))
+        return total_bytes(
+            block_tensors(config, MemoryCase(batch_size=1, seq_len=seq_len, attention=attention))
+        )
 
     assert bytes_of(2048, "sdpa") == 2 * bytes_of(1024, "sdpa")
     assert bytes_of(2048, "naive") > 2.5 * bytes_of(1024, "naive")
@@ -113,7 +118,9 @@ def test_fused_attention_saves_no_term_in_the_square_of_the_length():
 def test_autocast_does_not_halve_activations():
     config = PRESETS["small"].config
     fp32 = predicted_bytes(config, MemoryCase(batch_size=4, seq_len=512))
-    bf16 = predicted_bytes(config, MemoryCase(batch_size=4, seq_len=512, precision="bf16", device_type="cuda"))
+    bf16 = predicted_bytes(
+        config, MemoryCase(batch_size=4, seq_len=512, precision="bf16", device_type="cuda")
+    )
     assert 0.7 < bf16 / fp32 < 0.9
 
 

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from cs_systems.estimator.parameters import largest_parameter, num_parameters, parameter_groups, parameter_shapes
+from cs_systems.estimator.parameters import (
+    largest_parameter,
+    num_parameters,
+    parameter_groups,
+    parameter_shapes,
+)
 from cs_systems.model.presets import PRESETS
 from cs_systems.model.transformer import TransformerLM
 

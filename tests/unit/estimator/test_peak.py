@@ -63,7 +63,7 @@ def test_optimizer_temporaries(optimizer, live_peak_bytes):
     ],
 )
 def test_published_peaks_of_the_2_7b_model(seq_len, mode, checkpoint_blocks, published_gib):
-    """Public CS336 solutions on 80 GB GPUs, batch 4, fp32; their silu saves 4 N f bytes a layer more than ours."""
+    """Public CS336 solutions on 80 GB GPUs, batch 4, fp32; their silu saves 4 N f bytes a layer more."""
     config = PRESETS["2.7B"].config
     case = MemoryCase(batch_size=4, seq_len=seq_len, mode=mode, checkpoint_blocks=checkpoint_blocks)
     predicted = predict_peak(config, case)
@@ -87,7 +87,11 @@ def test_a_context_without_activations_leaves_sixteen_bytes_a_parameter():
 def test_more_work_never_needs_less(batch_size, seq_len, mode, attention, checkpoint_blocks):
     config = PRESETS["small"].config
     case = MemoryCase(
-        batch_size=batch_size, seq_len=seq_len, mode=mode, attention=attention, checkpoint_blocks=checkpoint_blocks
+        batch_size=batch_size,
+        seq_len=seq_len,
+        mode=mode,
+        attention=attention,
+        checkpoint_blocks=checkpoint_blocks,
     )
     peak = predict_peak(config, case).peak_bytes
     for larger in ({"batch_size": batch_size + 1}, {"seq_len": seq_len + 1}):
@@ -110,7 +114,10 @@ def test_every_advice_fits(model, free_gib):
         smallest = dataclasses.replace(
             case, batch_size=1, attention="sdpa", param_dtype="bf16", precision="bf16"
         )
-        assert predict_peak(config, dataclasses.replace(smallest, checkpoint_blocks=1)).peak_bytes > free_gib * GIB
+        assert (
+            predict_peak(config, dataclasses.replace(smallest, checkpoint_blocks=1)).peak_bytes
+            > free_gib * GIB
+        )
         return
     for way in line.split(": try ")[1].split(", or "):
         changed = case

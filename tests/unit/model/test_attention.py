@@ -16,6 +16,11 @@ HEADS = [(4, 4), (4, 2), (4, 1), (1, 1), (6, 3)]
 both = pytest.mark.parametrize("attend", ATTENTION.values(), ids=ATTENTION)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)  # on a busy machine two threads wait for each other longer than these tests take
+
+
 def reference(q, k, v, *, is_causal=True, bias=None):
     """One query at a time, in double precision."""
     q, k, v = q.double(), k.double(), v.double()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cs_systems.model.config import DERIVED, ModelConfig
@@ -43,6 +43,7 @@ def test_a_config_is_frozen_and_hashable():
     assert hash(ModelConfig()) == hash(ModelConfig(d_model=768))
 
 
+@settings(deadline=None)
 @given(
     heads=st.integers(1, 6),
     kv_heads=st.integers(1, 6),
@@ -66,6 +67,7 @@ def test_every_accepted_shape_is_consistent(heads, kv_heads, half_head, layers):
     assert ModelConfig(**dataclasses.asdict(config)) == config  # what a record stores builds the model again
 
 
+@settings(deadline=None)
 @given(d_model=st.integers(1, 2000), heads=st.integers(1, 200))
 def test_the_number_of_heads_that_an_error_suggests_is_the_nearest_that_works(d_model, heads):
     fields = {"d_model": d_model, "position": "alibi"}

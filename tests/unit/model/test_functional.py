@@ -20,8 +20,9 @@ from cs_systems.model.functional import (
 SHAPES = [((7,), 0), ((3, 5), 0), ((3, 5), -1), ((2, 1, 4), 1), ((2, 3, 4, 5), 2), ((0, 4), -1)]
 
 
-def relative_error(value, exact):
-    return ((value.double() - exact).abs() / exact.abs()).max()
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)  # on a busy machine two threads wait for each other longer than these tests take
 
 
 # --- softmax ----------------------------------------------------------------------------------------------
@@ -247,6 +248,13 @@ def test_rope_gradients():
     tables = [table.double() for table in rope_tables(4, 4, 10_000.0)]
     x = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: apply_rope(t, *tables), x)
+
+
+@pytest.mark.parametrize("d_head", [8, 7])
+def test_the_compiled_rope_is_the_eager_one(no_shape_checks, d_head):
+    x, tables = torch.randn(2, 3, 6, d_head), rope_tables(6, 4, 10_000.0)
+    compiled = torch.compile(apply_rope, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, *tables), apply_rope(x, *tables))
 
 
 # --- ALiBi ------------------------------------------------------------------------------------------------

@@ -13,6 +13,11 @@ LEADING = [(), (3,), (2, 3), (2, 1, 3), (0,), (2, 0)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)  # on a busy machine two threads wait for each other longer than these tests take
+
+
 def scramble(module):
     """Give every parameter random values, so that a weight of one or a bias of zero hides nothing."""
     with torch.no_grad():
