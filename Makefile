@@ -7,7 +7,7 @@ RESULTS ?= results/local
 
 # About a minute on two CPU cores, busy ones too; a flag given again in ARGS wins.
 FIRST_MINUTE = --model tiny,small --context-length 128 --warmup-steps 1 --steps 5 --max-seconds 30
-# What `make results` measures: a quarter of an hour on two idle cores.
+# What `make results` measures; takes a while, and a rerun continues where it stopped.
 REFERENCE = --model small,medium --context-length 128 --warmup-steps 0,1,5 --steps 10 --max-seconds 600
 
 ifeq ($(USE_SYSTEM),1)

@@ -102,8 +102,8 @@ def measure_in_turns(
 ) -> None:
     """Add the seconds of each run in each step to `into`; in every second step the last comes first.
 
-    `prepare` is called before each run and `on_step` after each step, both with the clock stopped. An
-    interrupted step leaves nothing behind, so all lists stay of one length.
+    `prepare` is called before each run and `on_step` after each step, both with the clock stopped. A step cut
+    short leaves nothing behind, so all lists stay of one length.
     """
     names = list(runs)
     into.update({name: [] for name in names})
