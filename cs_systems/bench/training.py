@@ -12,7 +12,7 @@ from cs_systems.bench.peak import PeakRate, peak_rate
 from cs_systems.bench.record import BenchmarkRecord, Provenance
 from cs_systems.bench.workload import EXPERIMENT, PASSES, TOTAL, Case, WorkloadConfig
 from cs_systems.estimator.flops import backward_flops, forward_flops
-from cs_systems.estimator.ledger import MemoryCase
+from cs_systems.estimator.memory import MemoryCase
 from cs_systems.estimator.parameters import num_parameters
 from cs_systems.estimator.peak import advise, predict_peak
 from cs_systems.model.apply import apply_attention, apply_checkpointing

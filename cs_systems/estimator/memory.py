@@ -1,195 +1,246 @@
-"""Memory of a training step or a forward pass: which tensors are kept for backward, and when it peaks.
+"""Bytes of tensors that a training step holds, tensor by tensor, from formulas.
 
-Bytes are of tensors. Left out: the CUDA context (0.3-0.6 GiB), cuBLAS and kernel workspaces, the allocator's
-rounding to 512 bytes and its fragmentation; on a CPU the Python process and oneDNN's workspaces.
+Two questions are answered. `saved_tensors` lists what autograd keeps from forward to backward, and agrees
+to the byte with what `torch.autograd.graph.saved_tensors_hooks` sees on the real model. `predict_peak` adds
+parameters, gradients, optimizer state and the largest temporaries, phase by phase, to find the peak and who
+owns it.
 
-Saved bytes agree to the byte with `torch.autograd.graph.saved_tensors_hooks` on a CPU, under CPU autocast and under
-the rules of CUDA autocast, and peaks within a percent with the CPU allocator's own record. Real GPUs were
-compared with through published peaks of the course models: within 1 %. Fused attention on a GPU is unchecked.
+B sequences of S tokens make N = B * S tokens; h heads of width d_head make d = d_model; f is d_ff; A = B *
+h * S^2 is the number of attention scores. Storages are counted once however many tensors share them.
+Counted apart are parameters and buffers, which exist anyway, and the copies of weights that autocast makes.
+
+Not included, because they are not tensors: the CUDA context (0.3 to 0.6 GiB), library workspaces, rounding
+and fragmentation by the allocator. What SDPA keeps was checked on the CPU; on a GPU it is unverified.
 """
 
+import dataclasses
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from cs_systems.estimator.autocast import autocast_rules
-from cs_systems.estimator.products import Eager
-from cs_systems.estimator.replay import Replay
-from cs_systems.estimator.tape import Node, nodes_below
-from cs_systems.estimator.tensors import Memory, Storage, Tensor
+from cs_systems.estimator.parameters import parameter_shapes
 from cs_systems.model.config import ModelConfig
 
-FORWARD, BACKWARD_START, BACKWARD_END, OPTIMIZER_STEP = (
-    "forward", "backward_start", "backward_end", "optimizer_step",
-)  # fmt: skip
-"""Phases of a step: backward starts with the loss, the head and the last block, and ends with all the others."""
+ITEM_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
+
+Policy = Literal["cuda", "cpu"]
 
 
 @dataclass(frozen=True)
 class SavedTensor:
-    """One piece of memory that the graph keeps from forward to backward."""
+    """One storage that is alive from forward to backward."""
 
     name: str
-    """Where it was made: layers.0.attn.exponentials."""
     num_bytes: int
     why: str
-    """What backward needs it for."""
-    kind: Literal["activation", "weight_cast"]
-    """weight_cast: autocast's copy of a parameter, which grows with the model and not with the batch."""
+    """Which operation needs it in backward."""
 
 
-@dataclass(frozen=True)
-class PeakMemory:
-    """Bytes of tensors at the highest point of each phase of a step, and what they are at the peak."""
+@dataclass(frozen=True, kw_only=True)
+class MemoryCase:
+    """Everything besides the model that decides how many bytes a step holds."""
 
-    phases: dict[str, int]
-    peak_bytes: int
-    peak_phase: str
-    breakdown: dict[str, int]
-    """Bytes at the peak by role: parameters, gradients, optimizer_state, saved_activations, weight_casts, logits
-    (with all of the loss), inputs, buffers, temporaries."""
+    batch_size: int
+    seq_len: int
+    mode: Literal["forward", "forward-backward", "train-step"] = "train-step"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    param_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    attention: Literal["naive", "sdpa"] = "naive"
+    checkpoint_blocks: int = 0
+    optimizer: Literal["adamw", "torch", "torch-fused"] = "adamw"
+    device_type: Policy = "cpu"
+
+    @property
+    def is_autocast(self) -> bool:
+        """Whether matrix products cast their inputs to `precision`."""
+        return self.precision in ("bf16", "fp16") and self.precision != self.param_dtype
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of a value of the residual stream, which has the type of the parameters."""
+        return ITEM_BYTES[self.param_dtype]
+
+    @property
+    def matmul_bytes(self) -> int:
+        """Bytes of an operand of a matrix product."""
+        return ITEM_BYTES[self.precision] if self.is_autocast else self.stream_bytes
+
+    @property
+    def softmax_bytes(self) -> int:
+        """Bytes of an exponential in our softmax: CUDA autocast runs exp in fp32, CPU autocast does not."""
+        if self.precision in ("bf16", "fp16") and self.device_type == "cuda":
+            return 4
+        return self.matmul_bytes
+
+    @property
+    def num_tokens(self) -> int:
+        """N = batch_size * seq_len."""
+        return self.batch_size * self.seq_len
+
+    def copies(self, consumers: int) -> int:
+        """Copies of an activation that `consumers` matrix products keep: autocast casts once for each."""
+        return consumers if self.is_autocast else 1
 
 
-def saved_tensors(
-    config: ModelConfig,
-    *,
-    batch_size: int,
-    seq_len: int,
-    precision: str = "fp32",
-    param_dtype: str = "fp32",
-    attention: str = "naive",
-    checkpoint_blocks: int = 0,
-    device_type: str = "cpu",
-) -> list[SavedTensor]:
-    """Everything kept for backward at the end of the loss, in the order in which it is first kept.
+def num_scores(config: ModelConfig, case: MemoryCase) -> int:
+    """A, the attention scores of one layer: B h S^2."""
+    return case.batch_size * config.num_heads * case.seq_len**2
 
-    A storage is listed once, however many tensors share it; parameters and buffers are not listed. With
-    `checkpoint_blocks` the blocks keep their inputs alone; `recomputed_tensors` are added during backward.
-    """
-    memory = Memory()
-    tape = Eager(memory, device_type, autocast_rules(precision, device_type), grad=True)
-    replay = Replay(config, tape, param_dtype, attention)
-    loss = replay.loss(*_inputs(tape, batch_size, seq_len), checkpoint_blocks)
-    found: dict[Storage, list[str]] = {}
-    for node in sorted(nodes_below(loss.node), key=lambda node: node.number):
-        for tensor, reason in _kept_by(node):
-            reasons = found.setdefault(tensor.storage, [])
-            if reason not in reasons:
-                reasons.append(reason)
+
+def norm_tensors(name: str, config: ModelConfig, case: MemoryCase) -> list[SavedTensor]:
+    """A norm, computed in fp32 whatever the type of its input."""
+    width = config.d_model
+    first = "input" if config.norm == "rmsnorm" else "input minus mean"
     return [
-        SavedTensor(
-            storage.name,
-            storage.num_bytes,
-            "; ".join(reasons),
-            "weight_cast" if storage.role == "weight_casts" else "activation",
-        )
-        for storage, reasons in found.items()
-        if storage.role not in ("parameters", "buffers")
+        SavedTensor(f"{name} {first}", 4 * case.num_tokens * width, "square, and product with 1/norm; fp32"),
+        SavedTensor(f"{name} 1/norm", 4 * case.num_tokens, "product with the input; one value a token"),
+        SavedTensor(f"{name} normalised", 4 * case.num_tokens * width, "product with the weight; fp32"),
     ]
 
 
-def recomputed_tensors(
-    config: ModelConfig, *, checkpoint_blocks: int, **settings: int | str
-) -> list[SavedTensor]:
-    """What the largest checkpointed group of blocks keeps for as long as its own backward runs."""
-    group = config.replace(num_layers=min(checkpoint_blocks, config.num_layers))
-    entries = saved_tensors(group, **settings)  # pyright: ignore[reportArgumentType]
-    last = f"layers.{group.num_layers - 1}.stream after block"  # the input of the next group
-    return [entry for entry in entries if entry.name.startswith("layers.") and entry.name != last]
-
-
-def predict_peak(
-    config: ModelConfig,
-    *,
-    batch_size: int,
-    seq_len: int,
-    mode: str = "train-step",
-    precision: str = "fp32",
-    param_dtype: str = "fp32",
-    attention: str = "naive",
-    checkpoint_blocks: int = 0,
-    optimizer: str = "adamw",
-    device_type: str = "cpu",
-) -> PeakMemory:
-    """Peak of a step in a steady state: the optimizer has its state, gradients are None when forward starts.
-
-    Args:
-        config: the model; its parameters are counted in `param_dtype`, its position tables in fp32.
-        batch_size: sequences per step.
-        seq_len: tokens of each.
-        mode: forward (without a graph), forward-backward or train-step.
-        precision: fp32 and tf32 need no casts, bf16 and fp16 are autocast.
-        param_dtype: type of parameters, gradients and optimizer state.
-        attention: naive or sdpa.
-        checkpoint_blocks: blocks per activation checkpoint, 0 for none.
-        optimizer: adamw (ours), torch (one parameter at a time on a CPU, all at once on a GPU) or torch-fused.
-        device_type: cpu or cuda; decides the rules of autocast and how operators convert their inputs.
-    """
-    memory = Memory()
-    tape = Eager(memory, device_type, autocast_rules(precision, device_type), grad=mode != "forward")
-    replay = Replay(config, tape, param_dtype, attention)
-    state = _optimizer_state(replay, optimizer) if mode == "train-step" else []
-    inputs = _inputs(tape, batch_size, seq_len)
-    memory.enter(FORWARD)
-    loss = replay.loss(*inputs, checkpoint_blocks)
-    tape.cast_cache.clear()
-    if mode != "forward":
-        late = ("loss", "ln_final", "lm_head", f"layers.{config.num_layers - 1}")
-
-        def follow(node: Node) -> None:
-            is_late = node.scope.startswith(tuple(f"{part}." for part in late)) or node.scope in late
-            memory.enter(BACKWARD_START if is_late else BACKWARD_END)
-
-        tape.backward(loss, follow)
-    if mode == "train-step":
-        memory.enter(OPTIMIZER_STEP)
-        _optimizer_step(replay, optimizer)
-    del state
-    del memory.highest["setup"]
-    peak_phase = max(memory.highest, key=lambda phase: memory.highest[phase][0])
-    peak_bytes, breakdown = memory.highest[peak_phase]
-    return PeakMemory(
-        phases={phase: num_bytes for phase, (num_bytes, _) in memory.highest.items()},
-        peak_bytes=peak_bytes,
-        peak_phase=peak_phase,
-        breakdown={role: num_bytes for role, num_bytes in breakdown.items() if num_bytes},
+def attention_tensors(config: ModelConfig, case: MemoryCase) -> list[SavedTensor]:
+    """Queries, keys, values and what the attention function keeps."""
+    tokens, low = case.num_tokens, case.matmul_bytes
+    d_kv = config.num_kv_heads * config.d_head
+    rows = case.batch_size * config.num_heads * case.seq_len
+    scores = num_scores(config, case)
+    tensors = [
+        SavedTensor("queries", low * tokens * config.d_model, "scores"),
+        SavedTensor("keys", low * tokens * d_kv, "scores"),
+        SavedTensor("values", low * tokens * d_kv, "weighted sum"),
+    ]
+    if case.attention == "naive":
+        wide = 4 if config.position == "alibi" else case.softmax_bytes  # the fp32 bias widens the scores
+        tensors += [
+            SavedTensor("exponentials", wide * scores, "exp, and division by the sum"),
+            SavedTensor("sums of exponentials", wide * rows, "division"),
+            SavedTensor("attention weights", low * scores, "weighted sum of values"),
+        ]
+        if config.position != "alibi":
+            tensors.append(SavedTensor("causal mask", case.seq_len**2, "masked_fill; one byte a score"))
+    else:
+        tensors.append(SavedTensor("log-sum-exp", 4 * rows, "SDPA recomputes the weights from it; fp32"))
+        if config.position == "rope" and config.rotary_dim < config.d_head:
+            # The output is laid out as the queries are. Laid out as by the projection it is at the same time
+            # the input of the output projection; not so where rotated and other channels were joined.
+            tensors.append(SavedTensor("attention output", low * tokens * config.d_model, "SDPA"))
+        if config.position == "alibi" and low != 4:
+            tensors.append(
+                SavedTensor(
+                    "bias", low * config.num_heads * case.seq_len**2, "SDPA wants it in the type of q"
+                )
+            )
+    if config.position == "rope":
+        rotation = 8 * case.seq_len * (config.rotary_dim // 2)
+        tensors.append(SavedTensor("rotations of queries and keys", 2 * rotation, "complex product"))
+    tensors.append(
+        SavedTensor("output projection input", low * tokens * config.d_model, "its weight gradient")
     )
+    return tensors
 
 
-def _inputs(tape: Eager, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor]:
-    ids, targets = (
-        tape.new((batch_size, seq_len), "int64", name, role="inputs") for name in ("token ids", "targets")
+def feed_forward_tensors(config: ModelConfig, case: MemoryCase) -> list[SavedTensor]:
+    """What the feed-forward layer keeps besides its input."""
+    hidden = case.matmul_bytes * case.num_tokens * config.d_ff
+    last = SavedTensor("w2 input", hidden, "weight gradient of w2")
+    if config.activation == "swiglu":
+        return [
+            SavedTensor("w1 output", hidden, "silu"),
+            SavedTensor("silu(w1 x)", hidden, "product with w3 x"),
+            SavedTensor("w3 output", hidden, "product with silu(w1 x)"),
+            last,
+        ]
+    if config.activation == "relu":
+        return [last]  # relu needs only its own result
+    return [SavedTensor("w1 output", hidden, config.activation), last]
+
+
+def block_tensors(config: ModelConfig, case: MemoryCase) -> list[SavedTensor]:
+    """Everything one Transformer block keeps: the R of the memory questions."""
+    tokens_bytes = case.matmul_bytes * case.num_tokens * config.d_model
+    ffn_consumers = 2 if config.activation == "swiglu" else 1
+    why = (
+        "weight gradients; autocast makes a copy for each consumer"
+        if case.is_autocast
+        else "weight gradients"
     )
-    return ids, targets
+    if config.residual == "parallel":
+        inputs = [SavedTensor("block input", case.copies(3 + ffn_consumers) * tokens_bytes, why)]
+        return [
+            *norm_tensors("ln1", config, case), *inputs,
+            *attention_tensors(config, case), *feed_forward_tensors(config, case),
+        ]  # fmt: skip
+    return [
+        *norm_tensors("ln1", config, case),
+        SavedTensor("q, k, v projection input", case.copies(3) * tokens_bytes, why),
+        *attention_tensors(config, case),
+        *norm_tensors("ln2", config, case),
+        SavedTensor("feed-forward input", case.copies(ffn_consumers) * tokens_bytes, why),
+        *feed_forward_tensors(config, case),
+    ]
 
 
-def _kept_by(node: Node) -> list[tuple[Tensor, str]]:
-    kept = [(tensor, node.reasons[name]) for name, tensor in node.kept.items()]
-    if node.checkpoint is not None:
-        kept += [(tensor, "input of a checkpoint") for tensor in node.checkpoint.inputs.values()]
-    return kept
+def embedding_tensors(config: ModelConfig, case: MemoryCase) -> list[SavedTensor]:
+    """Ids and positions, and the norm that BLOOM puts behind them."""
+    tensors = [SavedTensor("token ids", 8 * case.num_tokens, "rows of the embedding gradient")]
+    if config.position == "learned":
+        tensors.append(SavedTensor("positions", 8 * case.seq_len, "rows of the position gradient"))
+    if config.position == "alibi" and case.attention == "sdpa" and case.matmul_bytes == 4:
+        size = 4 * config.num_heads * case.seq_len**2
+        tensors.append(SavedTensor("ALiBi bias", size, "SDPA; shared by all blocks"))
+    return tensors + (norm_tensors("embedding norm", config, case) if config.embedding_norm else [])
 
 
-def _optimizer_state(replay: Replay, optimizer: str) -> list[Tensor]:
-    """Two moments a parameter; torch.optim counts the steps in one more number each."""
-    state = []
-    for name, weight in replay.parameters.items():
-        for _ in range(2):
-            state.append(replay.tape.new(weight.shape, weight.dtype, name, role="optimizer_state"))
-        if optimizer != "adamw":
-            state.append(replay.tape.new((), "fp32", name, role="optimizer_state"))
-    return state
+def head_tensors(config: ModelConfig, case: MemoryCase) -> list[SavedTensor]:
+    """Final norm, head and cross-entropy, which runs in fp32."""
+    logits = 4 * case.num_tokens * config.vocab_size
+    return [
+        *norm_tensors("ln_final", config, case),
+        SavedTensor(
+            "head input", case.matmul_bytes * case.num_tokens * config.d_model, "its weight gradient"
+        ),
+        SavedTensor("exponentials of logits", logits, "exp; fp32"),
+        SavedTensor("sums of exponentials", 4 * case.num_tokens, "log"),
+        SavedTensor(
+            "row numbers and targets", 16 * case.num_tokens, "where to put the gradient of the targets"
+        ),
+    ]
 
 
-def _optimizer_step(replay: Replay, optimizer: str) -> None:
-    """Allocate what the step does: the square root of the second moments, one parameter at a time or all."""
-    tape, weights = replay.tape, list(replay.parameters.values())
-    if optimizer == "torch" and tape.device_type == "cuda":
-        together = [tape.new(weight.shape, weight.dtype, "denominator") for weight in weights]
-        del together
-        return
-    denominator = None
-    for weight in weights if optimizer != "torch-fused" else []:
-        root = tape.new(weight.shape, weight.dtype, "square root") if optimizer == "torch" else None
-        denominator = tape.new(weight.shape, weight.dtype, "denominator")  # the old one is freed only now
-        del root
-    del denominator
+def block_weight_copies(config: ModelConfig, case: MemoryCase) -> int:
+    """Bytes of one block's weights as autocast casts them for the matrix products."""
+    if not case.is_autocast:
+        return 0
+    block = (shape for name, shape in parameter_shapes(config).items() if name.startswith("layers.0."))
+    return case.matmul_bytes * sum(math.prod(shape) for shape in block if len(shape) == 2)
+
+
+def weight_copies(config: ModelConfig, case: MemoryCase) -> int:
+    """Bytes of cast weights alive until backward: the head's, and the blocks' unless recomputed."""
+    if not case.is_autocast:
+        return 0
+    num_blocks = 0 if case.checkpoint_blocks else config.num_layers
+    head = case.matmul_bytes * config.vocab_size * config.d_model
+    return num_blocks * block_weight_copies(config, case) + head
+
+
+def saved_tensors(config: ModelConfig, case: MemoryCase) -> list[SavedTensor]:
+    """What is alive between forward and backward, without parameters, buffers and `weight_copies`."""
+    block = block_tensors(config, case)
+    if case.checkpoint_blocks:
+        size = case.stream_bytes * case.num_tokens * config.d_model
+        starts = range(0, config.num_layers, case.checkpoint_blocks)
+        blocks = [SavedTensor(f"input of block {i}", size, "start of the recomputation") for i in starts]
+    else:
+        blocks = [
+            dataclasses.replace(tensor, name=f"block {i} {tensor.name}")
+            for i in range(config.num_layers)
+            for tensor in block
+        ]
+    return [*embedding_tensors(config, case), *blocks, *head_tensors(config, case)]
+
+
+def total_bytes(tensors: Iterable[SavedTensor]) -> int:
+    """Sum of the bytes of some tensors."""
+    return sum(tensor.num_bytes for tensor in tensors)

@@ -12,7 +12,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from cs_systems.estimator.ledger import (
+from cs_systems.estimator.memory import (
     MemoryCase,
     block_tensors,
     block_weight_copies,

@@ -75,7 +75,7 @@ def _read_shards(directory: pathlib.Path) -> dict[str, Tensor]:
 def _read_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); it is cut off or no safetensors file, so copy it again"
         ) from None

@@ -144,16 +144,16 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     output = tmp_path / "runs.jsonl"
     arguments = ["--model", "tiny", "--context-length", "16", "--warmup-steps", "0,1", "--steps", "100000"]
     screen, terminal = pty.openpty()  # on a terminal, progress tells when a step has been measured
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "benchmark.py", *arguments, "--output", output],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=terminal, text=True,
-    )  # fmt: skip
-    os.close(terminal)
-    stderr = ""
-    while "measuring, step 3/100000" not in stderr:
-        stderr += os.read(screen, 1000).decode()
-    os.kill(process.pid, signal.SIGINT)
-    stdout, _ = process.communicate(timeout=60)
+    ) as process:  # fmt: skip
+        os.close(terminal)
+        stderr = ""
+        while "measuring, step 3/100000" not in stderr:
+            stderr += os.read(screen, 1000).decode()
+        os.kill(process.pid, signal.SIGINT)
+        stdout, _ = process.communicate(timeout=60)
     stderr = os.read(screen, 100_000).decode()
     os.close(screen)
     assert process.returncode == 130, stderr

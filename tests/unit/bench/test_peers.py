@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from cs_systems.bench.peer_case import PASSES, PeersConfig, case_settings, peer_
 from cs_systems.bench.record import read_records
 from cs_systems.model.presets import find_preset
 
+ROOT = pathlib.Path(__file__).parents[3]
 TINY = ["--model", "tiny", "--context-length", "8", "--batch-size", "2", "--threads", "1", "--steps", "2"]
 
 needs_transformers = pytest.mark.skipif(
@@ -194,4 +196,4 @@ def test_help_and_errors_come_before_torch_is_imported():
         "try: peers.main(['--family', 'bloom'])\n"
         "except SystemExit: sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

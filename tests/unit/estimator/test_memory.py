@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cs_systems.estimator.ledger import (
+from cs_systems.estimator.memory import (
     MemoryCase,
     block_tensors,
     head_tensors,

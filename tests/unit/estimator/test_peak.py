@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cs_systems.estimator.ledger import MemoryCase
+from cs_systems.estimator.memory import MemoryCase
 from cs_systems.estimator.peak import advise, predict_peak
 from cs_systems.model.config import ModelConfig
 from cs_systems.model.presets import PRESETS
