@@ -54,6 +54,11 @@ class WorkloadConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"--batch-size {self.batch_size} must be at least 1")
+        if self.precision in ("bf16", "fp16") and self.param_dtype not in ("fp32", self.precision):
+            raise ValueError(
+                f"--precision {self.precision} with --param-dtype {self.param_dtype} would cast weights from one "
+                f"16-bit type to the other; use --param-dtype fp32 or {self.precision}"
+            )
         for name in ("checkpoint_blocks", "threads", "seed"):
             if getattr(self, name) < 0:
                 flag = name.replace("_", "-")

@@ -121,7 +121,8 @@ def attention_tensors(config: ModelConfig, case: MemoryCase) -> list[SavedTensor
             tensors.append(SavedTensor("causal mask", case.seq_len**2, "masked_fill; one byte a score"))
     else:
         tensors.append(SavedTensor("log-sum-exp", 4 * rows, "SDPA recomputes the weights from it; fp32"))
-        if config.position == "rope" and config.rotary_dim < config.d_head:
+        is_joined = config.position == "rope" and config.rotary_dim < config.d_head
+        if is_joined and config.num_heads > 1 and case.seq_len > 1:
             # The output is laid out as the queries are. Laid out as by the projection it is at the same time
             # the input of the output projection; not so where rotated and other channels were joined.
             tensors.append(SavedTensor("attention output", low * tokens * config.d_model, "SDPA"))
@@ -186,9 +187,10 @@ def embedding_tensors(config: ModelConfig, case: MemoryCase) -> list[SavedTensor
     tensors = [SavedTensor("token ids", 8 * case.num_tokens, "rows of the embedding gradient")]
     if config.position == "learned":
         tensors.append(SavedTensor("positions", 8 * case.seq_len, "rows of the position gradient"))
-    if config.position == "alibi" and case.attention == "sdpa" and case.matmul_bytes == 4:
+    sdpa_keeps_it = case.attention == "sdpa" and case.matmul_bytes == 4
+    if config.position == "alibi" and (sdpa_keeps_it or case.checkpoint_blocks):
         size = 4 * config.num_heads * case.seq_len**2
-        tensors.append(SavedTensor("ALiBi bias", size, "SDPA; shared by all blocks"))
+        tensors.append(SavedTensor("ALiBi bias", size, "SDPA or recomputation; shared by all blocks"))
     return tensors + (norm_tensors("embedding norm", config, case) if config.embedding_norm else [])
 
 

@@ -76,6 +76,7 @@ def test_a_model_that_cannot_fit_is_a_row_and_not_an_error():
         (["--warmup-steps", "-1"], "--warmup-steps -1"),
         (["--batch-size", "0"], "--batch-size 0 must be at least 1"),
         (["--model", "smal"], "did you mean small?"),
+        (["--precision", "fp16", "--param-dtype", "bf16"], "use --param-dtype fp32 or fp16"),
         (["--model", "gpt2-mha-1.3b", "--context-length", "4096"], "over the 2048 learned positions"),
         (["--precision", "bf61"], "did you mean bf16?"),
         (["--d-modle", "100"], "did you mean --d-model?"),

@@ -31,6 +31,8 @@ TYPES = {  # precision, parameter type and whose autocast rules
     "autocast cuda": {"precision": "bf16", "device_type": "cuda"},
     "autocast cpu": {"precision": "bf16", "device_type": "cpu"},
     "stored bf16": {"param_dtype": "bf16"},
+    "stored bf16, autocast cuda": {"precision": "bf16", "param_dtype": "bf16", "device_type": "cuda"},
+    "stored bf16, autocast cpu": {"precision": "bf16", "param_dtype": "bf16"},
 }
 
 
