@@ -56,8 +56,8 @@ class WorkloadConfig:
             raise ValueError(f"--batch-size {self.batch_size} must be at least 1")
         if self.precision in ("bf16", "fp16") and self.param_dtype not in ("fp32", self.precision):
             raise ValueError(
-                f"--precision {self.precision} with --param-dtype {self.param_dtype} would cast weights from one "
-                f"16-bit type to the other; use --param-dtype fp32 or {self.precision}"
+                f"--precision {self.precision} with --param-dtype {self.param_dtype} would cast weights from "
+                f"one 16-bit type to the other; use --param-dtype fp32 or {self.precision}"
             )
         for name in ("checkpoint_blocks", "threads", "seed"):
             if getattr(self, name) < 0:
