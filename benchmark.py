@@ -7,6 +7,9 @@
 Every flag below takes one value or a comma-separated list; lists are crossed, and every case runs in a fresh
 process. Shape flags alone find their preset (d_model 1024 with 24 layers is medium); flags beside --model
 change that preset. The last line is JSON.
+
+Exit codes: 0 done (a case that cannot fit is a row), 1 a case failed or could not be stored, 2 bad usage,
+130 interrupted; what was measured is printed and stored in every case.
 """
 
 import argparse
@@ -27,6 +30,7 @@ from cs_systems.cli import (
     command_line,
     cross_product,
     field_names,
+    list_of,
     only_fields,
 )
 from cs_systems.model.config import ModelConfig
@@ -41,7 +45,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="benchmark.py", description=__doc__)
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", type=lambda text: tuple(text.split(",")), metavar="NAME", default=argparse.SUPPRESS,
+        "--model", type=list_of(str), metavar="NAME", default=argparse.SUPPRESS,
         help="preset (default: small; see --list-models)",
     )  # fmt: skip
     group.add_argument("--list-models", action="store_true", help="print all presets and leave")
@@ -97,7 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     if result.num_unsupported == len(cases):
         print(f"benchmark.py: {result.records[0].reason}", file=sys.stderr)
         return EXIT_USAGE
-    return EXIT_FAILED if any(record.status == "failed" for record in result.records) else EXIT_OK
+    failed = result.problems or any(record.status == "failed" for record in result.records)
+    return EXIT_FAILED if failed else EXIT_OK
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
         options: dict[str, typing.Any] = {
             "dest": field.name,
             "default": argparse.SUPPRESS,
-            "type": _list_parser(parse_one),
+            "type": list_of(parse_one),
             "metavar": metavar,
             "help": (docs[field.name] + shown).replace("%", "%%"),
         }
@@ -158,7 +158,9 @@ def _value_parser(hint: typing.Any) -> tuple[Callable[[str], typing.Any], str]:
     return str, "NAME"
 
 
-def _list_parser(parse_one: Callable[[str], typing.Any]) -> Callable[[str], tuple[typing.Any, ...]]:
+def list_of(parse_one: Callable[[str], typing.Any]) -> Callable[[str], tuple[typing.Any, ...]]:
+    """A parser of a comma-separated list whose entries `parse_one` reads; a repeated entry counts once."""
+
     def parse(text: str) -> tuple[typing.Any, ...]:
         parts = text.split(",")
         if not all(part.strip() for part in parts):

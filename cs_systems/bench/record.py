@@ -6,6 +6,7 @@ is skipped and reported, never fatal and never silent. Nothing here imports torc
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 SCHEMA_VERSION = 1
+_SHOWN_PROBLEMS = 3
 
 Status = Literal["ok", "oom", "skipped", "failed"]
 
@@ -96,9 +98,17 @@ class BenchmarkRecord:
         if not all(isinstance(part, dict) for part in parts):
             raise ValueError("case, samples_s, warmup_samples_s and metrics must be JSON objects")
         for samples in (*record.samples_s.values(), *record.warmup_samples_s.values()):
-            if not (isinstance(samples, list) and all(isinstance(value, int | float) for value in samples)):
+            if not _are_seconds(samples):
                 raise ValueError("samples must be lists of seconds")
+        if not isinstance(record.notes, list) or not all(isinstance(note, str) for note in record.notes):
+            raise ValueError("notes must be a list of texts")
         return record
+
+
+def _are_seconds(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(value, int | float) and 0 <= value < math.inf for value in values
+    )
 
 
 def check_writable(path: pathlib.Path) -> None:
@@ -114,6 +124,8 @@ def check_writable(path: pathlib.Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"--output {path}: cannot write ({error.strerror}); choose another place") from None
+    if path.is_file():
+        read_records(path)  # appending to somebody's notes would spoil them
 
 
 def append_record(path: pathlib.Path, record: BenchmarkRecord) -> None:
@@ -152,4 +164,7 @@ def read_records(path: pathlib.Path) -> tuple[list[BenchmarkRecord], list[str]]:
             problems.append(f"line {number} ignored: {error}")
     if problems and not records:
         raise ValueError(f"{path} holds no benchmark records ({problems[0]})")
-    return records, [f"{path}: {problem}" for problem in problems]
+    shown = [f"{path}: {problem}" for problem in problems[:_SHOWN_PROBLEMS]]
+    if len(problems) > _SHOWN_PROBLEMS:
+        shown.append(f"{path}: {len(problems) - _SHOWN_PROBLEMS} more lines ignored")
+    return records, shown

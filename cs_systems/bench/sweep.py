@@ -196,7 +196,7 @@ def _store(output: pathlib.Path, record: BenchmarkRecord, result: SweepResult) -
         append_record(output, record)
     except OSError as error:
         result.problems.append(
-            f"{output}: a record could not be stored ({error.strerror}); it is in the table"
+            f"{output}: a record could not be stored ({error.strerror}); make room and repeat"
         )
 
 

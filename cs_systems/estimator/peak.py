@@ -123,19 +123,20 @@ def optimizer_temporaries(config: ModelConfig, case: MemoryCase) -> int:
     return largest if case.optimizer == "adamw" else 0
 
 
-def advise(config: ModelConfig, case: MemoryCase, free_bytes: int) -> str:
+def advise(config: ModelConfig, case: MemoryCase, free_bytes: int, overhead: int | float = 1.0) -> str:
     """One line for a case that needs more than `free_bytes`: by how much, and which flags would make it fit.
 
-    Every single change is tried with the estimator, then every pair; only what would fit is named.
+    Every single change is tried with the estimator, then every pair; only what would fit is named. `overhead`
+    is what the allocator takes for each byte of tensors.
     """
-    need = predict_peak(config, case).peak_bytes
+    need = overhead * predict_peak(config, case).peak_bytes
     opening = f"needs {need / 2**30:.1f} GiB, {free_bytes / 2**30:.1f} GiB free"
 
     def fits(changes: tuple[Change, ...]) -> bool:
         changed = case
         for change in changes:
             changed = dataclasses.replace(changed, **change.settings)
-        return predict_peak(config, changed).peak_bytes <= free_bytes
+        return overhead * predict_peak(config, changed).peak_bytes <= free_bytes
 
     changes = _possible_changes(case)
     for number in (1, 2):

@@ -143,9 +143,9 @@ class ModelConfig:
     def _check_positions(self) -> None:
         if self.position == "rope" and (self.rotary_dim % 2 or self.rotary_dim > self.d_head):
             raise ValueError(
-                f"rope rotates pairs of channels, but --rotary-dim is {self.rotary_dim} and a head has "
-                f"{self.d_head} (--d-model / --num-heads); use an even number up to the head size, "
-                f"another --num-heads, or --position learned"
+                f"rope rotates pairs of channels: --rotary-dim {self.rotary_dim} must be even and at most "
+                f"{self.d_head}, the channels of a head (--d-model {self.d_model} / --num-heads "
+                f"{self.num_heads}); use another of the three, or --position learned"
             )
         if self.position == "learned" and self.context_length > self.num_positions:
             raise ValueError(

@@ -77,7 +77,7 @@ def _wide_spreads(named: Named) -> list[str]:
     if not wide:
         return []
     worst = [text for _, text in sorted(wide, reverse=True)[:3]]
-    more = f" and {len(wide) - 3} more rows" if len(wide) > 3 else ""
+    more = f" and {len(wide) - 3} more" if len(wide) > 3 else ""
     return [f"spread too wide to compare, IQR over {WIDE_SPREAD:.0%} of the median: {'; '.join(worst)}{more}"]
 
 
@@ -102,7 +102,7 @@ def _backward_ratios(named: Named) -> list[str]:
         if not {"forward", "backward"} <= set(passes_of(record)) & set(record.samples_s):
             continue
         forward, backward = (Samples.from_values(record.samples_s[step]) for step in ("forward", "backward"))
-        if forward.median == 0:
+        if forward.median == 0 or forward.num < FEW_SAMPLES:
             continue
         ratio = backward.median / forward.median
         usual = 3 if record.case.get("checkpoint_blocks") else 2

@@ -187,11 +187,15 @@ def _timing_row(record: BenchmarkRecord, name: str) -> dict[str, Any]:
         return row | {"steps": Cell(0, ""), "median_s": Cell(None, record.status)}
     samples = Samples.from_values(values)
     warmup_done = len(record.warmup_samples_s.get(name, []))
-    return row | {
-        "warmup_steps": _of_asked(warmup_done, record.case.get("warmup_steps")),
-        "steps": _of_asked(samples.num, record.case.get("steps")),
-        **{f"{statistic}_s": getattr(samples, statistic) for statistic in _TIMES},
-    }
+    return (
+        row
+        | {
+            "warmup_steps": _of_asked(warmup_done, record.case.get("warmup_steps")),
+            "steps": _of_asked(samples.num, record.case.get("steps")),
+            **{f"{statistic}_s": getattr(samples, statistic) for statistic in _TIMES},
+        }
+        | ({} if samples.num > 1 else {"iqr_s": None})
+    )  # one sample has no spread, which is not a spread of 0
 
 
 def _of_asked(done: int, asked: int | None) -> Cell:

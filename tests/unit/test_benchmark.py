@@ -87,6 +87,7 @@ def test_a_model_that_cannot_fit_is_a_row_and_not_an_error():
         (["--output", "no/such/folder/x.jsonl"], "does not exist"),
         (["--output", "."], "cannot write"),
         (["--resume"], "--resume needs --output"),
+        (["--output", "README.md"], "holds no benchmark records"),
     ],
 )
 def test_bad_usage_is_one_line_on_stderr_and_exit_code_2(arguments, words):
@@ -129,6 +130,19 @@ def test_what_no_machine_of_this_kind_can_do_exits_2_alone_and_is_a_row_beside_o
     assert mixed.returncode == 0
     rows = json.loads(mixed.stdout.splitlines()[-1])["cases"]
     assert [row["status"] for row in rows] == ["skipped", "ok"]
+
+
+def test_threads_beyond_the_machine_are_refused_at_once():
+    run = benchmark("--model", "tiny", "--threads", "9999", timeout_s=60)
+    assert run.returncode == 2
+    assert "use " in run.stderr.splitlines()[-1]
+
+
+def test_a_full_disk_is_a_failure_that_still_prints_the_table():
+    run = benchmark(*TINY, "--mode", "forward", "--output", "/dev/full")
+    assert run.returncode == 1
+    assert "No space left" in run.stderr
+    assert json.loads(run.stdout.splitlines()[-1])["cases"][0]["status"] == "ok"
 
 
 def test_help_and_list_models_answer_without_torch():

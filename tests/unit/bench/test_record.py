@@ -37,7 +37,8 @@ values = st.recursive(
     scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5
 )
 objects = st.dictionaries(st.text(), values, max_size=3)
-samples = st.dictionaries(st.sampled_from(["forward", "backward"]), st.lists(finite, max_size=3))
+seconds = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
+samples = st.dictionaries(st.sampled_from(["forward", "backward"]), st.lists(seconds, max_size=3))
 provenances = st.fixed_dictionaries(
     {
         "command": st.text(),

@@ -76,6 +76,11 @@ def test_a_shape_that_no_preset_has_is_built_from_the_defaults():
     assert resolve_model(None, {"d_model": 2560, "num_layers": 32, "num_heads": 40})[1].num_heads == 40
 
 
+def test_a_width_or_a_depth_alone_names_no_preset():
+    assert resolve_model(None, {"d_model": 1024}) == ("d1024-L12", ModelConfig(d_model=1024))
+    assert resolve_model(None, {"num_layers": 24}) == ("d768-L24", ModelConfig(num_layers=24))
+
+
 def test_variants_of_a_matched_shape_are_named():
     label, config = resolve_model(None, {"d_model": 1024, "num_layers": 24, "norm": "layernorm"})
     assert label == "medium+norm=layernorm"

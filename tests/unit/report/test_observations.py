@@ -53,7 +53,7 @@ def test_of_many_wide_spreads_the_widest_are_named(make_record):
         for extra in (1, 2, 3, 4, 5)
     ]
     (line,) = said(records, "spread too wide")
-    assert "and 2 more rows" in line
+    assert "and 2 more" in line
 
 
 @pytest.mark.parametrize(("load", "lines"), [(None, 0), (0.2, 0), (0.9, 1)])
