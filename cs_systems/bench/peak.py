@@ -9,6 +9,7 @@ from cs_systems.device import DTYPES, device_name
 from cs_systems.estimator.devices import find_device
 
 _SIZE = 2048
+_REPEATS = 10
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,17 @@ def peak_rate(device: torch.device, precision: str, param_dtype: str) -> PeakRat
         rate = known.peak_tflops_per_s(precision) if known else None
         return PeakRate(rate, f"datasheet of {name}, dense {precision}" if rate else None)
     rate = measure_matmul_rate(DTYPES[precision]) / 1e12
-    return PeakRate(rate, f"best of 5 products of {_SIZE} x {_SIZE} matrices in {precision}, this run")
+    return PeakRate(
+        rate, f"best of {_REPEATS} products of {_SIZE} x {_SIZE} matrices in {precision}, this run"
+    )
 
 
 def measure_matmul_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of five square matrix products on the CPU, after one to warm up."""
+    """FLOP/s of the fastest of ten square matrix products on the CPU, after one to warm up."""
     a, b = (torch.randn(_SIZE, _SIZE).to(dtype) for _ in range(2))
     torch.mm(a, b)
     times = []
-    for _ in range(5):
+    for _ in range(_REPEATS):
         start = time.perf_counter()
         torch.mm(a, b)
         times.append(time.perf_counter() - start)

@@ -162,7 +162,10 @@ def read_records(path: pathlib.Path) -> tuple[list[BenchmarkRecord], list[str]]:
             records.append(BenchmarkRecord.from_json(line))
         except ValueError as error:
             problems.append(f"line {number} ignored: {error}")
-    if problems and not records:
+    was_cut_off = len(problems) == 1 and lines[-1].startswith(
+        '{"experiment"'
+    )  # in the middle of its first record
+    if problems and not records and not was_cut_off:
         raise ValueError(f"{path} holds no benchmark records ({problems[0]})")
     shown = [f"{path}: {problem}" for problem in problems[:_SHOWN_PROBLEMS]]
     if len(problems) > _SHOWN_PROBLEMS:

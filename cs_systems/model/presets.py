@@ -162,7 +162,9 @@ def resolve_model(name: str | None, given: dict[str, object]) -> tuple[str, Mode
         name = _match_course_preset(given)
     if name is None:
         config = ModelConfig(**given)  # pyright: ignore[reportArgumentType]
-        return f"d{config.d_model}-L{config.num_layers}", config
+        named = ("d_model", "num_layers", "vocab_size", "context_length")
+        typed = [f"{field}={given[field]}" for field in given if field not in named]
+        return "+".join([f"d{config.d_model}-L{config.num_layers}", *typed]), config
     base = find_preset(name).config
     config = base.replace(**given)
     changed = [

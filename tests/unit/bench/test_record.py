@@ -266,3 +266,13 @@ def test_reading_records_needs_no_torch():
     code = "import sys, cs_systems.bench.record; print({'torch', 'numpy'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
+
+
+def test_a_file_cut_off_in_its_first_record_can_be_used_again(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(make_record().to_json()[:50])
+    assert read_records(path)[0] == []
+    append_record(path, make_record())
+    stored, (problem,) = read_records(path)
+    assert stored == [make_record()]
+    assert "line 1 ignored" in problem
