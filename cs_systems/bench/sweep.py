@@ -20,8 +20,10 @@ from typing import Any
 
 from cs_systems.bench.progress import Progress
 from cs_systems.bench.record import BenchmarkRecord, Provenance, append_record, read_records
-from cs_systems.bench.workload import EXPERIMENT, Case
+from cs_systems.bench.workload import EXPERIMENT, Case, WorkloadConfig
+from cs_systems.cli import field_names
 from cs_systems.estimator.flops import backward_flops, forward_flops
+from cs_systems.timing.timer import TimingConfig
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _STDERR_LINES = 20
@@ -67,12 +69,12 @@ def run_sweep(
     result = SweepResult()
     keys = [json.dumps([EXPERIMENT, case.settings()], sort_keys=True) for case in cases]
     progress.plan([0.0 if key in finished else _work(case) for key, case in zip(keys, cases, strict=True)])
-    for key, case in zip(keys, cases, strict=True):
+    for key, label, case in zip(keys, _labels(cases), cases, strict=True):
         if key in finished:
             result.records.append(finished[key])
-            progress.finish_case(f"{case.label}: finished before, not measured again")
+            progress.finish_case(f"{label}: finished before, not measured again")
             continue
-        progress.start_case(case.label, case.timing.warmup_steps + case.timing.steps)
+        progress.start_case(label, case.timing.warmup_steps + case.timing.steps)
         record, unsupported, result.interrupted = run_in_process(case, command, progress, worker)
         result.num_unsupported += unsupported
         if record is None:
@@ -80,9 +82,7 @@ def run_sweep(
         result.records.append(record)
         if output is not None:
             _store(output, record, result)
-        progress.finish_case(
-            f"{case.label}: {record.status}" + (f" ({record.reason})" if record.reason else "")
-        )
+        progress.finish_case(f"{label}: {record.status}" + (f" ({record.reason})" if record.reason else ""))
         if result.interrupted:
             break
     return result
@@ -198,6 +198,17 @@ def _store(output: pathlib.Path, record: BenchmarkRecord, result: SweepResult) -
         result.problems.append(
             f"{output}: a record could not be stored ({error.strerror}); make room and repeat"
         )
+
+
+def _labels(cases: Sequence[Case]) -> list[str]:
+    """What tells the cases of a sweep apart: the model, and the other settings that differ."""
+    everything = [case.settings() for case in cases]
+    names = ["context_length", *field_names(WorkloadConfig, TimingConfig)]
+    varying = [name for name in names if len({settings[name] for settings in everything}) > 1]
+    return [
+        ", ".join([case.label, *(f"{name.replace('_', '-')} {settings[name]}" for name in varying)])
+        for case, settings in zip(cases, everything, strict=True)
+    ]
 
 
 def _work(case: Case) -> float:

@@ -108,7 +108,7 @@ def test_resume_measures_only_what_is_missing_or_failed(tmp_path):
     result, shown = sweep(cases, GOOD, output, finished_cases(output)[0])
     assert [record.status for record in result.records] == ["ok", "ok", "ok"]
     assert len(read_records(output)[0]) == 4  # first, failed second, good second, first with 11 steps
-    assert "first: finished before" in shown
+    assert "first, steps 10: finished before" in shown
 
 
 def test_a_full_disk_costs_the_file_but_not_the_measurement():
