@@ -32,6 +32,9 @@ _RESIDENT_PER_TENSOR_BYTE = 1.3
 """Resident memory for each byte of tensors on a CPU, where the allocator keeps freed pieces: 1.24 to 1.31 was
 measured for small, medium and large."""
 
+_CREDIBLE_FRACTION = 1.1
+"""A small matrix in the cache may beat the square ones that the peak is measured with, but not by more."""
+
 _SYSTEM_BYTES = 2**30
 """Left to the rest of the machine, which would otherwise stand still long before a case is killed."""
 
@@ -166,6 +169,9 @@ def run_case(
             reason += f": {advise(case.model, memory_case, free, overhead)}"
         return record("oom", reason=reason, metrics=metrics)
     metrics["peak_memory_bytes"] = measured_peak_bytes(device, baseline_bytes)
+    # Measured again, because whatever else ran during the first time would make every pass look too good.
+    again = peak_rate(device, workload.precision, workload.param_dtype)
+    rate = max(rate, again, key=lambda rate: rate.tflops_per_s or 0.0)
     samples = _with_total(measured.samples_s, workload)
     metrics |= _rates(case, samples, rate)
     metrics |= {
@@ -177,7 +183,7 @@ def run_case(
         "samples_s": samples,
         "warmup_samples_s": _with_total(measured.warmup_samples_s, workload),
         "metrics": metrics,
-        "notes": [*measured.notes, *_remarks(step, measured)],
+        "notes": [*measured.notes, *_remarks(step, measured), *_doubts(metrics["fraction_of_peak"])],
     }
     if measured.interrupted:
         done = f"{metrics['steps_done']} of {case.timing.steps} steps"
@@ -235,6 +241,14 @@ def _rates(case: Case, samples: dict[str, list[float]], rate: PeakRate) -> dict:
         "peak_tflops_per_s": peak,
         "peak_source": rate.source,
     }
+
+
+def _doubts(fraction_of_peak: dict[str, float]) -> list[str]:
+    if max(fraction_of_peak.values(), default=0.0) <= _CREDIBLE_FRACTION:
+        return []
+    return [
+        "a pass beat the measured peak: something slowed the measurement of the peak, so ignore 'of peak'"
+    ]
 
 
 def _remarks(step: TrainingStep, measured: Measurement) -> list[str]:

@@ -167,6 +167,14 @@ def test_an_overflowing_precision_is_noted(monkeypatch):
     assert any("overflowed" in note for note in run(mode="forward").notes)
 
 
+def test_a_peak_that_was_measured_too_low_is_doubted(monkeypatch):
+    rates = iter([training.PeakRate(1e-9, "disturbed"), training.PeakRate(2e-9, "less disturbed")])
+    monkeypatch.setattr(training, "peak_rate", lambda *arguments: next(rates))
+    record = run()
+    assert record.metrics["peak_source"] == "less disturbed"
+    assert any("ignore 'of peak'" in note for note in record.notes)
+
+
 def test_flag_choices_are_the_implementations():
     hints = typing.get_type_hints(WorkloadConfig)
     assert set(typing.get_args(hints["attention"])) == set(ATTENTION)
