@@ -25,7 +25,7 @@ from cs_systems.bench.peer_case import (
     peer_config,
 )
 from cs_systems.bench.progress import Progress
-from cs_systems.bench.record import BenchmarkRecord, append_record, check_writable
+from cs_systems.bench.record import BenchmarkRecord, append_record, case_key, check_writable
 from cs_systems.bench.sweep import finished_cases
 from cs_systems.cli import (
     EXIT_FAILED,
@@ -142,7 +142,7 @@ def _run(
     """The records of the cases in order, and whether Ctrl-C ended it."""
     from cs_systems.bench.side_by_side import run_case  # torch and transformers take seconds to import
 
-    keys = [json.dumps([EXPERIMENT, case_settings(case)], sort_keys=True) for case in cases]
+    keys = [case_key(EXPERIMENT, case_settings(case)) for case in cases]
     progress = Progress(sys.stderr)
     progress.plan([0.0 if key in finished else _work(case) for key, case in zip(keys, cases, strict=True)])
     records = []

@@ -66,7 +66,7 @@ class BenchmarkRecord:
     @property
     def key(self) -> str:
         """Identity of the case within an experiment: equal for runs that may be compared."""
-        return json.dumps([self.experiment, dict(self.case)], sort_keys=True)
+        return case_key(self.experiment, self.case)
 
     def to_json(self) -> str:
         """The record as one line of JSON, without the newline."""
@@ -103,6 +103,11 @@ class BenchmarkRecord:
         if not isinstance(record.notes, list) or not all(isinstance(note, str) for note in record.notes):
             raise ValueError("notes must be a list of texts")
         return record
+
+
+def case_key(experiment: str, case: Mapping[str, Any]) -> str:
+    """Identity of a case, the same before and after it was measured and read back from a file."""
+    return json.dumps([experiment, dict(case)], sort_keys=True)
 
 
 def _are_seconds(values: Any) -> bool:

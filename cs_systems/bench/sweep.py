@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cs_systems.bench.progress import Progress
-from cs_systems.bench.record import BenchmarkRecord, Provenance, append_record, read_records
+from cs_systems.bench.record import BenchmarkRecord, Provenance, append_record, case_key, read_records
 from cs_systems.bench.workload import EXPERIMENT, Case, WorkloadConfig
 from cs_systems.cli import field_names
 from cs_systems.estimator.flops import backward_flops, forward_flops
@@ -67,7 +67,7 @@ def run_sweep(
         WorkerError: when the measuring process cannot start.
     """
     result = SweepResult()
-    keys = [json.dumps([EXPERIMENT, case.settings()], sort_keys=True) for case in cases]
+    keys = [case_key(EXPERIMENT, case.settings()) for case in cases]
     progress.plan([0.0 if key in finished else _work(case) for key, case in zip(keys, cases, strict=True)])
     for key, label, case in zip(keys, _labels(cases), cases, strict=True):
         if key in finished:

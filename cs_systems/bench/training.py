@@ -29,8 +29,8 @@ from cs_systems.timing.timer import Measurement, measure_passes
 _THREADS_PER_CORE = 4  # beyond this, threads only wait for one another, for minutes
 
 _RESIDENT_PER_TENSOR_BYTE = 1.3
-"""Resident memory for each byte of tensors on a CPU, where the allocator keeps freed pieces: 1.24 to 1.31 was
-measured for small, medium and large."""
+"""Resident memory for each byte of tensors on a CPU, where the allocator keeps freed pieces: 1.27 to 1.31
+in the committed runs of small and medium."""
 
 _CREDIBLE_FRACTION = 1.1
 """A small matrix in the cache may beat the square ones that the peak is measured with, but not by more."""
