@@ -21,6 +21,7 @@ LAYERS = {
     "tables": 0,
     "model.config": 1,
     "model.presets": 1,
+    "kernels": 1,
     "timing": 1,
     "model": 2,
     "optim": 2,
