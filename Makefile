@@ -9,6 +9,9 @@ RESULTS ?= results/local
 FIRST_MINUTE = --model tiny,small --context-length 128 --warmup-steps 1 --steps 5 --max-seconds 30
 # What `make results` measures; takes a while, and a rerun continues where it stopped.
 REFERENCE = --model small,medium --context-length 128 --warmup-steps 0,1,5 --steps 10 --max-seconds 600
+# What `make gpu` measures with and without kernels.
+ON_GPU = --model small,medium,large,xl,2.7B --context-length 1024 --precision bf16 --warmup-steps 2 --steps 10 \
+  --max-seconds 20
 
 ifeq ($(USE_SYSTEM),1)
 export PYTHONPATH := .
@@ -22,10 +25,11 @@ PYTEST_FLAGS ?= -n 2
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench results peers test check lint format clean check-system FORCE
+.PHONY: help setup bench results peers attention kernels gpu tune kernels-aot test check lint format clean \
+  check-system check-gpu FORCE
 
 help:  ## list the targets and the variables
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo 'Variables: ARGS="--flag value" (passed on)   PY=python3.12   VENV=folder   USE_SYSTEM=1 (no venv, no install)'
 
 setup: $(READY)  ## create or refresh .venv with the tested versions (the others do it when needed)
@@ -41,6 +45,29 @@ results: $(READY)  ## measure and plot the reference cases into RESULTS=results/
 
 peers: $(READY)  ## our model beside the Hugging Face model of the same shape and weights
 	$(PYTHON) -m cs_systems.bench.peers $(ARGS)
+
+attention: $(READY)  ## attention functions against each other, in turns; a small grid where there is no GPU
+	$(PYTHON) -m cs_systems.bench.attention $(ARGS)
+
+kernels: $(READY)  ## each fused kernel against eager, compiled and PyTorch's own, with the copy rate
+	$(PYTHON) -m cs_systems.bench.kernels $(ARGS)
+
+# Every step is bounded, the whole takes under nine minutes, and each record is on disk once it is measured.
+gpu: $(READY) check-gpu  ## on a GPU machine: tests, then attention, kernels and training into RESULTS=results/...
+	mkdir -p $(RESULTS)
+	$(PYTHON) -m pytest -q $(PYTEST_FLAGS) tests/unit/kernels tests/unit/test_device.py
+	$(PYTHON) -m cs_systems.bench.attention --preset leaderboard --output $(RESULTS)/attention.jsonl --resume
+	$(PYTHON) -m cs_systems.bench.attention --preset gpu --output $(RESULTS)/attention.jsonl --resume
+	$(PYTHON) -m cs_systems.bench.kernels --output $(RESULTS)/kernels.jsonl --resume
+	$(PYTHON) benchmark.py $(ON_GPU) --output $(RESULTS)/training_step.jsonl --resume
+	$(PYTHON) benchmark.py $(ON_GPU) --attention flash --kernels all --optimizer triton \
+	  --output $(RESULTS)/training_step.jsonl --resume
+
+tune: $(READY) check-gpu  ## on a GPU machine: measure tile sizes and keep the best for this device
+	$(PYTHON) -m cs_systems.kernels.tune $(ARGS)
+
+kernels-aot: $(READY)  ## compile every shipped kernel for sm_80 and sm_90 without a GPU, and check what came out
+	$(PYTHON) -m cs_systems.kernels.aot $(ARGS)
 
 test: $(READY)  ## run the tests; fewer with ARGS="tests/unit/test_optim.py"
 	$(PYTHON) -m pytest -q $(PYTEST_FLAGS) $(ARGS)
@@ -64,6 +91,12 @@ check-system:
 	@$(PY) -c 'import torch' 2>/dev/null || { \
 	  echo 'USE_SYSTEM=1: $(PY) cannot import torch, and this mode installs nothing.'; \
 	  echo 'Name a Python that has it (PY=...), or leave USE_SYSTEM out to get a .venv.'; exit 1; } >&2
+
+check-gpu:
+	@$(PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || { \
+	  echo 'No usable GPU here: this target is for a machine with an NVIDIA GPU and a CUDA build of torch.'; \
+	  echo 'On such a machine: make gpu USE_SYSTEM=1 RESULTS=results/local/NAME. Without one: make attention.'; \
+	  exit 1; } >&2
 
 # `ready` is written last: whatever interrupts a set-up, the next make continues it. `incomplete` stands in a
 # folder that was never ready: that one is built anew. A pip that was cut short later on just runs again.

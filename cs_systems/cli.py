@@ -80,7 +80,7 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
     for field in dataclasses.fields(cls):
         flag = "--" + field.name.replace("_", "-")
         parse_one, metavar = _value_parser(hints[field.name])
-        shown = "" if field.default is None else f" (default: {_show(field.default)})"
+        shown = "" if field.default in (None, dataclasses.MISSING) else f" (default: {_show(field.default)})"
         options: dict[str, typing.Any] = {
             "dest": field.name,
             "default": argparse.SUPPRESS,
@@ -97,7 +97,7 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """Add --format, --output and --resume: where results go, the same for every command that measures."""
     group = parser.add_argument_group("results")
     styles = typing.get_args(Style)
-    group.add_argument("--format", type=lambda text: _one_of(text, styles), metavar="|".join(styles), help=(
+    group.add_argument("--format", type=lambda text: one_of(text, styles), metavar="|".join(styles), help=(
         "how results are printed; table is followed by one line of JSON (default: table)"),
         default="table")  # fmt: skip
     group.add_argument("--output", type=pathlib.Path, metavar="FILE.jsonl", help=(
@@ -150,7 +150,7 @@ def _value_parser(hint: typing.Any) -> tuple[Callable[[str], typing.Any], str]:
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
     if typing.get_origin(hint) is typing.Literal:
         choices = typing.get_args(hint)
-        return lambda text: _one_of(text, choices), "|".join(choices)
+        return lambda text: one_of(text, choices), "|".join(choices)
     if hint is bool:
         return _switch, "on|off"
     if hint in (int, float):
@@ -181,7 +181,8 @@ def _number(text: str, kind: type[int] | type[float]) -> int | float:
     return value
 
 
-def _one_of(text: str, choices: tuple[str, ...]) -> str:
+def one_of(text: str, choices: tuple[str, ...]) -> str:
+    """`text`, which must be one of the choices; the error suggests the nearest."""
     if text in choices:
         return text
     near = difflib.get_close_matches(text.lower(), choices, n=1)

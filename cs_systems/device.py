@@ -11,6 +11,8 @@ import torch
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """torch.dtype by the name used in flags and tables."""
 
+_FILLER_BYTES = 2**28  # larger than the L2 cache of any GPU
+
 
 class UnsupportedError(ValueError):
     """The machine cannot do what was asked, whatever the size: the message says what would work."""
@@ -73,6 +75,11 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+def compute_capability(device: torch.device) -> tuple[int, int] | None:
+    """Generation of a GPU, (9, 0) for H100 and H200; None for a CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
 def gpu_memory_bytes(device: torch.device) -> tuple[int, int] | None:
     """(free, total) memory of a GPU as the driver sees it; None for a CPU."""
     return torch.cuda.mem_get_info(device) if device.type == "cuda" else None
@@ -87,6 +94,42 @@ def reset_peak_memory(device: torch.device) -> None:
 def peak_memory_bytes(device: torch.device) -> int | None:
     """Most bytes held by tensors on a GPU since the reset; None on a CPU, where torch does not count."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def allocated_bytes(device: torch.device) -> int | None:
+    """Bytes held by tensors on a GPU now; None on a CPU, where torch does not count."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+
+
+def release_cached_memory(device: torch.device) -> None:
+    """Give what torch keeps for later tensors back to the driver, so that `gpu_memory_bytes` sees it free."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def event_timer(device: torch.device) -> Callable[[Callable[[], object]], float] | None:
+    """A function that runs another and returns the seconds that the GPU worked on it; None on a CPU.
+
+    The GPU is first given 1 GiB to clear, which takes it longer than Python takes to ask for a few kernels:
+    they queue up, and the time between two marks in the queue is work, not waiting for Python. It also leaves
+    the L2 cache without the inputs, as a model that does other things between two calls would.
+    """
+    if device.type != "cuda":
+        return None
+    filler = torch.empty(_FILLER_BYTES, dtype=torch.int8, device=device)
+
+    def timer(run: Callable[[], object]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        for _ in range(2**30 // _FILLER_BYTES):
+            filler.zero_()
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize(device)
+        return start.elapsed_time(end) / 1e3
+
+    return timer
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -108,3 +151,25 @@ def driver_version() -> str | None:
         return None
     found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", path.read_text())
     return found[1] if found else None
+
+
+def push_nvtx_range(name: str) -> None:
+    """Open a range that a profiler attached to this process sees; needs a CUDA build of torch."""
+    torch.cuda.nvtx.range_push(name)
+
+
+def pop_nvtx_range() -> None:
+    """Close the range that this thread opened last."""
+    torch.cuda.nvtx.range_pop()
+
+
+def start_capture() -> None:
+    """Let a profiler that waits for cudaProfilerStart record from now on; nothing without a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.profiler.start()
+
+
+def stop_capture() -> None:
+    """Let that profiler stop. Wait for the GPU first: kernels that still run would be missing."""
+    if torch.cuda.is_available():
+        torch.cuda.profiler.stop()

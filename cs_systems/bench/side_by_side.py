@@ -1,9 +1,4 @@
-"""Our model and the Hugging Face model of the same shape and weights, timed in turns in one process.
-
-Two programs run one after another meet two different machines: clock rate and neighbours have changed. So the
-two take turns, and the order changes every step (ours, peer, peer, ours, ...): what drifts slowly hits
-both alike and leaves their ratio alone.
-"""
+"""Our model and the Hugging Face model of the same shape and weights, timed in turns in one process."""
 
 import functools
 import time
@@ -26,6 +21,7 @@ from cs_systems.bench.peer_case import (
 )
 from cs_systems.bench.provenance import collect_provenance
 from cs_systems.bench.record import BenchmarkRecord, Status
+from cs_systems.bench.turns import Turn, take_turns, wall_timer
 from cs_systems.estimator.parameters import num_parameters
 from cs_systems.model.apply import apply_attention
 from cs_systems.model.functional import cross_entropy
@@ -105,18 +101,8 @@ def measure_in_turns(
     `prepare` is called before each run and `on_step` after each step, both with the clock stopped. A step cut
     short leaves nothing behind, so all lists stay of one length.
     """
-    names = list(runs)
-    into.update({name: [] for name in names})
-    for step in range(steps):
-        seconds = {}
-        for name in names if step % 2 == 0 else reversed(names):
-            prepare()
-            start = clock()
-            runs[name]()
-            seconds[name] = clock() - start
-        for name in names:
-            into[name].append(seconds[name])
-        on_step()
+    turns = {name: Turn(run, prepare) for name, run in runs.items()}
+    take_turns(turns, steps, {"wall": wall_timer(clock=clock)}, {"wall": into}, on_round=on_step)
 
 
 def run_case(case: PeersConfig, command: str, on_step: Callable[[str], None]) -> tuple[BenchmarkRecord, bool]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from cs_systems.estimator.flops import backward_flops, forward_flops
 from cs_systems.estimator.memory import MemoryCase
 from cs_systems.estimator.parameters import num_parameters
 from cs_systems.estimator.peak import advise, predict_peak
+from cs_systems.kernels.apply import MODEL_KERNELS, apply_kernels, make_loss, parts_for
+from cs_systems.kernels.launch import missing_for_triton
 from cs_systems.model.apply import apply_attention, apply_checkpointing
 from cs_systems.model.config import ModelConfig
-from cs_systems.model.functional import cross_entropy
 from cs_systems.model.transformer import TransformerLM
 from cs_systems.optim import AdamW
 from cs_systems.timing.contention import CoreLoad
@@ -38,10 +39,18 @@ _CREDIBLE_FRACTION = 1.1
 _SYSTEM_BYTES = 2**30
 """Left to the rest of the machine, which would otherwise stand still long before a case is killed."""
 
+
+def _triton_adamw(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    from cs_systems.kernels.adamw import FusedAdamW  # Triton exists on Linux only
+
+    return FusedAdamW(parameters)
+
+
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": AdamW,
     "torch": torch.optim.AdamW,
     "torch-fused": lambda parameters: torch.optim.AdamW(parameters, fused=True),
+    "triton": _triton_adamw,
 }
 
 
@@ -53,9 +62,9 @@ class TrainingStep:
         torch.manual_seed(workload.seed)
         self.model = build_model(config, workload.param_dtype, device)
         apply_attention(self.model, workload.attention)
+        apply_kernels(self.model, model_kernels(self.model, workload))
         apply_checkpointing(self.model, workload.checkpoint_blocks)
-        if workload.compile:
-            self.model.compile()
+        self.outputs, self.criterion = make_loss(self.model, workload.loss_kernel, workload.compile)
         self.optimizer = OPTIMIZERS[workload.optimizer](self.model.parameters())
         # fp16 gradients underflow without loss scaling; torch refuses to unscale gradients stored as fp16.
         use_scaler = workload.precision == "fp16" and workload.param_dtype == "fp32"
@@ -81,7 +90,7 @@ class TrainingStep:
             torch.set_grad_enabled(self.workload.mode != "forward"),
             devices.autocast(self.device, self.workload.precision),
         ):
-            self.loss = cross_entropy(self.model(self.token_ids), self.targets)
+            self.loss = self.criterion(self.outputs(self.token_ids), self.targets)
 
     def backward(self) -> None:
         """Gradients of the (scaled) loss."""
@@ -92,6 +101,12 @@ class TrainingStep:
         """Unscale where there is a scaler, and update the parameters."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+
+def model_kernels(model: TransformerLM, workload: WorkloadConfig) -> list[str]:
+    """The kernels for parts of the model: those asked for by name, or with `all` those it has a use for."""
+    names = [name for name in workload.kernel_names if name in MODEL_KERNELS]
+    return [name for name in names if workload.kernels != "all" or parts_for(model, name)]
 
 
 def build_model(config: ModelConfig, param_dtype: str, device: torch.device) -> TransformerLM:
@@ -114,6 +129,7 @@ def prepare_device(workload: WorkloadConfig) -> torch.device:
     device = devices.choose_device(workload.device)
     devices.check_precision(device, workload.precision)
     devices.set_matmul_precision(workload.precision)
+    _check_triton(device, workload)
     cores = os.cpu_count() or 1
     if workload.threads > _THREADS_PER_CORE * cores:
         raise devices.UnsupportedError(
@@ -122,6 +138,18 @@ def prepare_device(workload: WorkloadConfig) -> torch.device:
     if workload.threads:
         torch.set_num_threads(workload.threads)
     return device
+
+
+def _check_triton(device: torch.device, workload: WorkloadConfig) -> None:
+    missing = missing_for_triton(device.type)
+    if missing is None:
+        return
+    if workload.attention == "flash":
+        raise devices.UnsupportedError(f"--attention flash: {missing}; or use --attention flash-torch")
+    if workload.kernel_names:
+        raise devices.UnsupportedError(f"--kernels {workload.kernels}: {missing}; or use --kernels off")
+    if workload.optimizer == "triton":
+        raise devices.UnsupportedError(f"--optimizer triton: {missing}; or use --optimizer torch-fused")
 
 
 def run_case(
@@ -147,9 +175,8 @@ def run_case(
         return BenchmarkRecord(EXPERIMENT, case.settings(), status, provenance, **fields)
 
     free = free_memory_bytes(device)
-    overhead = 1.0 if device.type == "cuda" else _RESIDENT_PER_TENSOR_BYTE
-    if free is not None and predicted.peak_bytes * overhead > free:
-        return record("skipped", reason=advise(case.model, memory_case, free, overhead), metrics=metrics)
+    if not fits(case, device, free):
+        return record("skipped", reason=advice(case, device, free), metrics=metrics)
     rate = peak_rate(device, workload.precision, workload.param_dtype)
     baseline_bytes = peak_rss_bytes()
     devices.reset_peak_memory(device)
@@ -164,10 +191,7 @@ def run_case(
     except (RuntimeError, MemoryError) as error:
         if not devices.is_out_of_memory(error):
             raise
-        reason = "ran out of memory"
-        if free is not None:
-            reason += f": {advise(case.model, memory_case, free, overhead)}"
-        return record("oom", reason=reason, metrics=metrics)
+        return record("oom", reason=f"ran out of memory: {advice(case, device, free)}", metrics=metrics)
     metrics["peak_memory_bytes"] = measured_peak_bytes(device, baseline_bytes)
     # Measured again, because whatever else ran during the first time would make every pass look too good.
     again = peak_rate(device, workload.precision, workload.param_dtype)
@@ -191,6 +215,23 @@ def run_case(
     return record("ok", **fields)
 
 
+def fits(case: Case, device: torch.device, free_bytes: int | None) -> bool:
+    """Whether the predicted peak of a case is within `free_bytes`; yes where those are not known."""
+    predicted = predict_peak(case.model, estimator_case(case, device)).peak_bytes * _overhead(device)
+    return free_bytes is None or predicted <= free_bytes
+
+
+def advice(case: Case, device: torch.device, free_bytes: int | None) -> str:
+    """What the case needs, and which flags would make it fit into `free_bytes`."""
+    if free_bytes is None:
+        return "try a smaller --batch-size"
+    return advise(case.model, estimator_case(case, device), free_bytes, _overhead(device))
+
+
+def _overhead(device: torch.device) -> float:
+    return 1.0 if device.type == "cuda" else _RESIDENT_PER_TENSOR_BYTE
+
+
 def free_memory_bytes(device: torch.device) -> int | None:
     """Memory a new case can have: what the driver, or this machine and its container, still offer."""
     gpu = devices.gpu_memory_bytes(device)
@@ -211,6 +252,7 @@ def measured_peak_bytes(device: torch.device, baseline_bytes: int | None) -> int
 def estimator_case(case: Case, device: torch.device) -> MemoryCase:
     """The case as the estimator sees it: the fields of the same names, and the device that was chosen."""
     shared = cli.only_fields(MemoryCase, dataclasses.asdict(case.workload))
+    shared["kernels"] = case.workload.kernel_names
     return MemoryCase(
         **shared, seq_len=case.model.context_length, device_type="cuda" if device.type == "cuda" else "cpu"
     )

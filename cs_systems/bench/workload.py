@@ -24,6 +24,13 @@ TOTAL = {"forward-backward": "forward_backward", "train-step": "train_step"}
 """Name of the sum of the passes, for modes with more than one."""
 
 
+KERNELS = ("rmsnorm", "rope", "swiglu", "cross-entropy", "linear-cross-entropy")
+"""Triton kernels that can take the place of eager operations, by the name used in flags and tables."""
+
+ALL_KERNELS = KERNELS[:-1]
+"""What `all` asks for; the linear cross-entropy saves memory rather than time, so it is asked for by name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkloadConfig:
     """Everything about a case that is neither the model nor the clock."""
@@ -36,14 +43,16 @@ class WorkloadConfig:
     """Matrix products: fp32 and tf32 by the matmul setting, bf16 and fp16 by autocast."""
     param_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Type in which parameters, gradients and optimizer state are stored."""
-    attention: Literal["naive", "sdpa"] = "naive"
-    """Attention function: ours with all scores in memory, or PyTorch's fused kernel."""
+    attention: Literal["naive", "sdpa", "flash-torch", "flash"] = "naive"
+    """Attention function: ours with all scores in memory, PyTorch's kernel, ours by tiles, ours in Triton."""
+    kernels: str = "off"
+    """Triton kernels: off, all, or names joined by + (rmsnorm+rope+swiglu+cross-entropy)."""
     compile: bool = False
     """Compile the model with torch.compile."""
     checkpoint_blocks: int = 0
     """Blocks per activation checkpoint (0: keep all activations)."""
-    optimizer: Literal["adamw", "torch", "torch-fused"] = "adamw"
-    """Ours, torch.optim.AdamW, or torch.optim.AdamW(fused=True)."""
+    optimizer: Literal["adamw", "torch", "torch-fused", "triton"] = "adamw"
+    """Ours, torch.optim.AdamW, torch.optim.AdamW(fused=True), or ours as one Triton kernel."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes a GPU when there is one."""
     threads: int = 0
@@ -59,10 +68,31 @@ class WorkloadConfig:
                 f"--precision {self.precision} with --param-dtype {self.param_dtype} would cast weights from "
                 f"one 16-bit type to the other; use --param-dtype fp32 or {self.precision}"
             )
+        self._check_kernels()
         for name in ("checkpoint_blocks", "threads", "seed"):
             if getattr(self, name) < 0:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} {getattr(self, name)} must not be negative")
+
+    def _check_kernels(self) -> None:
+        names = self.kernel_names
+        unknown = [name for name in names if name not in KERNELS]
+        if unknown or len(set(names)) < len(names):
+            what = f"{unknown[0]!r} is unknown" if unknown else "a name is given twice"
+            raise ValueError(f"--kernels {self.kernels}: {what}; use off, all, or {' + '.join(KERNELS)}")
+        if {"cross-entropy", "linear-cross-entropy"} <= set(names):
+            raise ValueError(f"--kernels {self.kernels}: choose one of the two losses")
+
+    @property
+    def kernel_names(self) -> tuple[str, ...]:
+        """The kernels asked for, one by one; what a model has no use for is still among those of `all`."""
+        named = {"off": (), "all": ALL_KERNELS}
+        return named[self.kernels] if self.kernels in named else tuple(self.kernels.split("+"))
+
+    @property
+    def loss_kernel(self) -> str | None:
+        """The kernel that computes the loss; None for plain PyTorch."""
+        return next((name for name in self.kernel_names if name.endswith("cross-entropy")), None)
 
 
 @dataclass(frozen=True)

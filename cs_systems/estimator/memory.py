@@ -46,9 +46,11 @@ class MemoryCase:
     mode: Literal["forward", "forward-backward", "train-step"] = "train-step"
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     param_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    attention: Literal["naive", "sdpa"] = "naive"
+    attention: Literal["naive", "sdpa", "flash-torch", "flash"] = "naive"
+    kernels: tuple[str, ...] = ()
+    """Names of Triton kernels: rmsnorm, rope, swiglu and one of cross-entropy and linear-cross-entropy."""
     checkpoint_blocks: int = 0
-    optimizer: Literal["adamw", "torch", "torch-fused"] = "adamw"
+    optimizer: Literal["adamw", "torch", "torch-fused", "triton"] = "adamw"
     device_type: Policy = "cpu"
 
     @property
@@ -89,8 +91,13 @@ def num_scores(config: ModelConfig, case: MemoryCase) -> int:
 
 
 def norm_tensors(name: str, config: ModelConfig, case: MemoryCase) -> list[SavedTensor]:
-    """A norm, computed in fp32 whatever the type of its input."""
+    """A norm, computed in fp32 whatever the type of its input; the kernel keeps that input as it came."""
     width = config.d_model
+    if config.norm == "rmsnorm" and "rmsnorm" in case.kernels:
+        return [
+            SavedTensor(f"{name} input", case.stream_bytes * case.num_tokens * width, "recomputes the rest"),
+            SavedTensor(f"{name} 1/rms", 4 * case.num_tokens, "one value a token; fp32"),
+        ]
     first = "input" if config.norm == "rmsnorm" else "input minus mean"
     return [
         SavedTensor(f"{name} {first}", 4 * case.num_tokens * width, "square, and product with 1/norm; fp32"),
@@ -120,19 +127,23 @@ def attention_tensors(config: ModelConfig, case: MemoryCase) -> list[SavedTensor
         if config.position != "alibi":
             tensors.append(SavedTensor("causal mask", case.seq_len**2, "masked_fill; one byte a score"))
     else:
-        tensors.append(SavedTensor("log-sum-exp", 4 * rows, "SDPA recomputes the weights from it; fp32"))
-        is_joined = config.position == "rope" and config.rotary_dim < config.d_head
+        tensors.append(SavedTensor("log-sum-exp", 4 * rows, "the weights are recomputed from it; fp32"))
+        is_joined = (
+            config.position == "rope" and config.rotary_dim < config.d_head and "rope" not in case.kernels
+        )
         if is_joined and config.num_heads > 1 and case.seq_len > 1:
             # The output is laid out as the queries are. Laid out as by the projection it is at the same time
             # the input of the output projection; not so where rotated and other channels were joined.
-            tensors.append(SavedTensor("attention output", low * tokens * config.d_model, "SDPA"))
-        if config.position == "alibi" and low != 4:
+            tensors.append(
+                SavedTensor("attention output", low * tokens * config.d_model, "gradient of the softmax")
+            )
+        if config.position == "alibi" and case.attention == "sdpa" and low != 4:
             tensors.append(
                 SavedTensor(
                     "bias", low * config.num_heads * case.seq_len**2, "SDPA wants it in the type of q"
                 )
             )
-    if config.position == "rope":
+    if config.position == "rope" and "rope" not in case.kernels:  # the kernel reads the model's own tables
         rotation = 8 * case.seq_len * (config.rotary_dim // 2)
         tensors.append(SavedTensor("rotations of queries and keys", 2 * rotation, "complex product"))
     tensors.append(
@@ -146,12 +157,10 @@ def feed_forward_tensors(config: ModelConfig, case: MemoryCase) -> list[SavedTen
     hidden = case.matmul_bytes * case.num_tokens * config.d_ff
     last = SavedTensor("w2 input", hidden, "weight gradient of w2")
     if config.activation == "swiglu":
-        return [
-            SavedTensor("w1 output", hidden, "silu"),
-            SavedTensor("silu(w1 x)", hidden, "product with w3 x"),
-            SavedTensor("w3 output", hidden, "product with silu(w1 x)"),
-            last,
-        ]
+        gate = [SavedTensor("w1 output", hidden, "silu")]
+        if "swiglu" not in case.kernels:  # which computes it again
+            gate.append(SavedTensor("silu(w1 x)", hidden, "product with w3 x"))
+        return [*gate, SavedTensor("w3 output", hidden, "product with silu(w1 x)"), last]
     if config.activation == "relu":
         return [last]  # relu needs only its own result
     return [SavedTensor("w1 output", hidden, config.activation), last]
@@ -188,20 +197,34 @@ def embedding_tensors(config: ModelConfig, case: MemoryCase) -> list[SavedTensor
     if config.position == "learned":
         tensors.append(SavedTensor("positions", 8 * case.seq_len, "rows of the position gradient"))
     sdpa_keeps_it = case.attention == "sdpa" and case.matmul_bytes == 4
-    if config.position == "alibi" and (sdpa_keeps_it or case.checkpoint_blocks):
+    recomputed = case.attention in ("naive", "sdpa") and case.checkpoint_blocks
+    if config.position == "alibi" and (sdpa_keeps_it or recomputed):
         size = 4 * config.num_heads * case.seq_len**2
         tensors.append(SavedTensor("ALiBi bias", size, "SDPA or recomputation; shared by all blocks"))
     return tensors + (norm_tensors("embedding norm", config, case) if config.embedding_norm else [])
 
 
+def logits_bytes(config: ModelConfig, case: MemoryCase) -> int:
+    """Logits of all tokens, as the head's matrix product gives them."""
+    return case.matmul_bytes * case.num_tokens * config.vocab_size
+
+
 def head_tensors(config: ModelConfig, case: MemoryCase) -> list[SavedTensor]:
     """Final norm, head and cross-entropy, which runs in fp32."""
+    norm = norm_tensors("ln_final", config, case)
+    width = case.matmul_bytes * case.num_tokens * config.d_model
+    if "linear-cross-entropy" in case.kernels:
+        why = "computed in forward, multiplied in backward"
+        bias = [SavedTensor("gradient of the head's bias", 4 * config.vocab_size, why)] * config.head_bias
+        weight = SavedTensor("gradient of the head", 4 * config.vocab_size * config.d_model, f"{why}; fp32")
+        return [*norm, SavedTensor("gradient of the head's input", width, why), weight, *bias]
+    head = [*norm, SavedTensor("head input", width, "its weight gradient")]
+    if "cross-entropy" in case.kernels:
+        size = logits_bytes(config, case)
+        return [*head, SavedTensor("gradient of the logits", size, "written over them in forward")]
     logits = 4 * case.num_tokens * config.vocab_size
     return [
-        *norm_tensors("ln_final", config, case),
-        SavedTensor(
-            "head input", case.matmul_bytes * case.num_tokens * config.d_model, "its weight gradient"
-        ),
+        *head,
         SavedTensor("exponentials of logits", logits, "exp; fp32"),
         SavedTensor("sums of exponentials", 4 * case.num_tokens, "log"),
         SavedTensor(
@@ -223,7 +246,8 @@ def weight_copies(config: ModelConfig, case: MemoryCase) -> int:
     if not case.is_autocast:
         return 0
     num_blocks = 0 if case.checkpoint_blocks else config.num_layers
-    head = case.matmul_bytes * config.vocab_size * config.d_model
+    keeps_head = "linear-cross-entropy" not in case.kernels
+    head = keeps_head * case.matmul_bytes * config.vocab_size * config.d_model
     return num_blocks * block_weight_copies(config, case) + head
 
 

@@ -19,6 +19,7 @@ from cs_systems.estimator.memory import (
     embedding_tensors,
     feed_forward_tensors,
     head_tensors,
+    logits_bytes,
     norm_tensors,
     num_scores,
     saved_tensors,
@@ -27,6 +28,12 @@ from cs_systems.estimator.memory import (
 )
 from cs_systems.estimator.parameters import largest_parameter, num_parameters, parameter_groups
 from cs_systems.model.config import ModelConfig
+
+LOGIT_CHUNK_BYTES = 2**29
+"""The linear cross-entropy's buffer of logits; a test compares it with the kernel's."""
+
+TILE = (64, 128)
+"""Queries and keys of a block of `flash-torch`; a test compares them with the function's."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,14 @@ def predict_peak(config: ModelConfig, case: MemoryCase) -> PeakMemory:
 
 
 def loss_temporaries(config: ModelConfig, case: MemoryCase) -> int:
-    """Logits and shifted logits in fp32, next to the exponentials that are saved; and logits as they came."""
+    """Logits and shifted logits in fp32, next to the exponentials that are saved; and logits as they came.
+
+    The kernels write over the logits. With a linear cross-entropy only some tokens have logits at a time.
+    """
+    if "linear-cross-entropy" in case.kernels:
+        return min(LOGIT_CHUNK_BYTES, logits_bytes(config, case))
+    if "cross-entropy" in case.kernels:
+        return 0
     logits = case.num_tokens * config.vocab_size
     return 8 * logits + (0 if case.matmul_bytes == 4 else case.matmul_bytes * logits)
 
@@ -97,6 +111,7 @@ def backward_temporaries(config: ModelConfig, case: MemoryCase) -> int:
         attention = (5 * case.softmax_bytes - case.matmul_bytes) * num_scores(config, case)
     else:
         attention = 4 * case.matmul_bytes * stream  # gradients of q, k, v and of the output
+        attention += 2 * _tile_bytes(config, case)  # weights, and their gradients
     return 2 * 4 * stream + max(feed_forward, attention - freed)
 
 
@@ -110,9 +125,24 @@ def inference_temporaries(config: ModelConfig, case: MemoryCase) -> int:
     attention = 3 * stream + 4 * heads
     if case.attention == "naive":  # scores, exponentials and weights
         attention += (2 * case.softmax_bytes + case.matmul_bytes) * num_scores(config, case)
-    head = loss_temporaries(config, case) + 4 * case.num_tokens * config.vocab_size
+    attention += 3 * _tile_bytes(config, case)  # before and after rescaling, and the products added
+    head = loss_temporaries(config, case)
+    if "linear-cross-entropy" not in case.kernels:  # exponentials, or with the kernel the logits alone
+        head += (
+            logits_bytes(config, case)
+            if "cross-entropy" in case.kernels
+            else (4 * case.num_tokens * config.vocab_size)
+        )
     cast = case.matmul_bytes * config.d_model * config.d_ff if case.is_autocast else 0  # a weight at a time
     return max(feed_forward + cast, attention + cast, head)
+
+
+def _tile_bytes(config: ModelConfig, case: MemoryCase) -> int:
+    """Scores and sums of one block of every head, in fp32: what attention by tiles has in plain PyTorch."""
+    if case.attention != "flash-torch":
+        return 0
+    queries, keys = (min(block, case.seq_len) for block in TILE)
+    return 4 * case.batch_size * config.num_heads * queries * (keys + config.d_head)
 
 
 def optimizer_temporaries(config: ModelConfig, case: MemoryCase) -> int:
@@ -120,7 +150,7 @@ def optimizer_temporaries(config: ModelConfig, case: MemoryCase) -> int:
     largest = case.stream_bytes * largest_parameter(config)
     if case.optimizer == "torch":
         return case.stream_bytes * num_parameters(config) if case.device_type == "cuda" else 2 * largest
-    return largest if case.optimizer == "adamw" else 0
+    return largest if case.optimizer == "adamw" else 0  # both fused ones work in place
 
 
 def advise(config: ModelConfig, case: MemoryCase, free_bytes: int, overhead: int | float = 1.0) -> str:

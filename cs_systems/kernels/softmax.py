@@ -192,7 +192,7 @@ def softmax(x: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
     """
     check_runnable(x)
     if x.numel() == 0:
-        return torch.empty_like(x)
+        return x.clone()
     moved = x.movedim(dim, -1)
     return Softmax.apply(as_rows(moved)).view(moved.shape).movedim(-1, dim)
 

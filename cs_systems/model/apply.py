@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cs_systems.model.attention import ATTENTION, Rotation, SelfAttention
+from cs_systems.model.attention import ATTENTION, TAKES_SLOPES, Rotation, SelfAttention
+from cs_systems.model.functional import alibi_bias
 from cs_systems.model.transformer import TransformerLM, run_in_order
 
 
@@ -21,6 +22,13 @@ def apply_attention(model: nn.Module, name: str) -> None:
     for module in model.modules():
         if isinstance(module, SelfAttention):
             module.attention = ATTENTION[name]
+        elif isinstance(module, TransformerLM):
+            module.position_bias = slopes_alone if name in TAKES_SLOPES else alibi_bias
+
+
+def slopes_alone(slopes: Tensor, seq: int) -> Tensor:
+    """The bias that attention functions in `TAKES_SLOPES` want in place of `alibi_bias`."""
+    return slopes
 
 
 def apply_checkpointing(model: TransformerLM, blocks_per_checkpoint: int) -> None:

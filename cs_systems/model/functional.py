@@ -1,4 +1,4 @@
-"""Softmax, cross-entropy and rotary embedding as plain functions of tensors."""
+"""Softmax, cross-entropy, RMSNorm and position encodings as plain functions of tensors."""
 
 import torch
 from einops import rearrange
@@ -31,6 +31,15 @@ def cross_entropy(logits: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*
     return (log_sum_exp - chosen).mean()
 
 
+def rms_norm(
+    x: Float[Tensor, "*batch d_model"], weight: Float[Tensor, " d_model"], eps: float
+) -> Float[Tensor, "*batch d_model"]:
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019), in fp32, returned in x's dtype."""
+    wide = x.float() if x.dtype != torch.float64 else x
+    inverse_rms = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * inverse_rms * weight).to(x.dtype)
+
+
 def rope_tables(
     length: int, rotary_dim: int, theta: float
 ) -> tuple[Float[Tensor, "length pairs"], Float[Tensor, "length pairs"]]:
@@ -60,6 +69,16 @@ def apply_rope(
     rotate = _rotate_pairs if torch.compiler.is_compiling() else _rotate_complex
     rotated = rotate(wide, cos, sin).to(x.dtype)
     return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
+
+
+def rotate(
+    q: Float[Tensor, "batch heads seq d_head"],
+    k: Float[Tensor, "batch kv_heads seq d_head"],
+    cos: Float[Tensor, "*#batch seq pairs"],
+    sin: Float[Tensor, "*#batch seq pairs"],
+) -> tuple[Float[Tensor, "batch heads seq d_head"], Float[Tensor, "batch kv_heads seq d_head"]]:
+    """`apply_rope` to queries and keys."""
+    return apply_rope(q, cos, sin), apply_rope(k, cos, sin)
 
 
 def _rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

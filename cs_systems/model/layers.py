@@ -1,11 +1,14 @@
 """Linear, Embedding, the two norms and the feed-forward layer, from elementary tensor operations."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cs_systems.model.config import ModelConfig
+from cs_systems.model.functional import rms_norm
 
 
 class Linear(nn.Module):
@@ -51,18 +54,17 @@ def init_normal(weight: Tensor, std: float) -> None:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019), in fp32, returned in x's dtype."""
+    """`functional.rms_norm` with its weight; a kernel can take the place of the function."""
 
     def __init__(self, d_model: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(d_model))
         self.eps = eps
+        self.normalise: Callable[[Tensor, Tensor, float], Tensor] = rms_norm
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Normalise the last axis."""
-        wide = x.float() if x.dtype != torch.float64 else x
-        inverse_rms = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * inverse_rms * self.weight).to(x.dtype)
+        return self.normalise(x, self.weight, self.eps)
 
 
 class LayerNorm(nn.Module):
@@ -92,12 +94,16 @@ class FeedForward(nn.Module):
         self.w2 = Linear(config.d_ff, config.d_model, config.ffn_bias)
         if config.activation == "swiglu":
             self.w3 = Linear(config.d_model, config.d_ff, config.ffn_bias)
+            self.gate: Callable[[Tensor, Tensor], Tensor] | None = None  # a kernel for silu(w1 x) * w3 x
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Two or three matrix products around the non-linearity."""
         match self.activation:
             case "swiglu":
-                hidden = F.silu(self.w1(x)) * self.w3(x)
+                if self.gate is None:  # written as one expression, so that w1 x is gone before w3 x comes
+                    hidden = F.silu(self.w1(x)) * self.w3(x)
+                else:
+                    hidden = self.gate(self.w1(x), self.w3(x))
             case "gelu":
                 hidden = F.gelu(self.w1(x))
             case "gelu_tanh":

@@ -28,7 +28,7 @@ class TransformerBlock(nn.Module):
         self,
         x: Float[Tensor, "batch seq d_model"],
         rotation: Rotation | None = None,
-        bias: Float[Tensor, "#heads seq seq"] | None = None,
+        bias: Float[Tensor, "#heads *seq_seq"] | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """The residual stream after this block."""
         normed = self.ln1(x)
@@ -75,6 +75,7 @@ class TransformerLM(nn.Module):
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
         self.run_blocks: RunBlocks = run_in_order
+        self.position_bias: Callable[[Tensor, int], Tensor] = alibi_bias
         self.ln_final = make_norm(config)
         self.lm_head = Linear(config.d_model, config.vocab_size, config.head_bias)
         self._tie()
@@ -111,7 +112,15 @@ class TransformerLM(nn.Module):
         token_ids: Int[Tensor, "batch seq"],
         positions: Int[Tensor, "#batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq vocab"]:
-        """Logits for every position.
+        """Logits for every position: `hidden_states` through the head; arguments and errors are the same."""
+        return self.lm_head(self.hidden_states(token_ids, positions))
+
+    def hidden_states(
+        self,
+        token_ids: Int[Tensor, "batch seq"],
+        positions: Int[Tensor, "#batch seq"] | None = None,
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """What the head turns into logits; a loss that never holds all logits at once starts from here.
 
         Args:
             token_ids: ids below vocab_size, at most context_length of them in a row.
@@ -135,11 +144,11 @@ class TransformerLM(nn.Module):
         elif self.config.position == "rope":
             rotation = self._rotation(seq, positions)
         else:
-            bias = alibi_bias(self.alibi_slopes, seq)
+            bias = self.position_bias(self.alibi_slopes, seq)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = self.run_blocks(self.layers, x, rotation, bias)
-        return self.lm_head(self.ln_final(x))
+        return self.ln_final(x)
 
     def _rotation(self, seq: int, positions: Tensor | None) -> Rotation:
         if positions is None:

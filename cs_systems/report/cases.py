@@ -30,6 +30,7 @@ _TITLES_AND_PHRASES = {
     "precision": ("Precision", "{}"),
     "param_dtype": ("Stored as", "stored as {}"),
     "attention": ("Attention", "{} attention"),
+    "kernels": ("Kernels", "kernels {}"),
     "compile": ("Compile", "compile {}"),
     "checkpoint_blocks": ("Checkpoint", "checkpoint {}"),
     "optimizer": ("Optimizer", "optimizer {}"),
@@ -146,6 +147,8 @@ def conditions(records: Sequence[BenchmarkRecord]) -> str:
     if same.get("param_dtype", "fp32") != "fp32":
         parts.append(phrase("param_dtype", same["param_dtype"]))
     parts += [phrase(name, same[name]) for name in ("attention",) if name in same]
+    if same.get("kernels", "off") != "off":
+        parts.append(phrase("kernels", same["kernels"]))
     if same.get("compile"):
         parts.append("compiled")
     if same.get("checkpoint_blocks"):

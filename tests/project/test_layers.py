@@ -22,17 +22,20 @@ LAYERS = {
     "model.config": 1,
     "model.presets": 1,
     "kernels": 1,
+    "tracing": 1,
     "timing": 1,
     "model": 2,
     "optim": 2,
     "estimator": 2,
+    "kernels.apply": 3,
+    "tracing.annotate_model": 3,
     "bench": 4,
     "report": 5,
 }
 # These see only what is named: the estimator never builds a model, a report never runs one.
 ONLY = {
     "estimator": ("tables", "model.config", "model.presets"),
-    "report": ("cli", "tables", "model.presets", "timing.stats", "bench.record", "estimator"),
+    "report": ("cli", "tables", "model.presets", "timing.stats", "bench.record", "estimator", "tracing"),
 }
 # Below in the table and still out of bounds: the model is pure, what is measured is applied from outside.
 NEVER = {"model": ("cs_systems.timing", "cs_systems.device", "cs_systems.cli", "torch.distributed")}
@@ -40,6 +43,8 @@ NEVER = {"model": ("cs_systems.timing", "cs_systems.device", "cs_systems.cli", "
 NO_TORCH = (
     *("cli", "tables", "model.config", "model.presets", "timing.stats", "estimator", "report"),
     *("bench.record", "bench.workload", "bench.progress", "bench.sweep", "bench.peers"),
+    *("bench.attention", "bench.attention_case", "bench.kernels", "bench.kernel_case"),
+    *("bench.command", "bench.turns"),
 )
 SCRIPTS = ("benchmark", "profiling", "writeup", "scripts", "tests", "conftest")
 

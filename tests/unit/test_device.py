@@ -54,6 +54,7 @@ def test_cpu_has_a_name_and_no_gpu_memory():
     name = devices.device_name(CPU)
     assert name
     assert "\n" not in name
+    assert devices.compute_capability(CPU) is None
     assert devices.gpu_memory_bytes(CPU) is None
     assert devices.peak_memory_bytes(CPU) is None
     if platform.system() == "Linux" and platform.machine() == "x86_64":
@@ -68,3 +69,17 @@ def test_gpu_peak_memory_counts_tensors_and_synchronize_waits():
     tensor = torch.empty(64 << 20, dtype=torch.uint8, device=device)
     assert devices.peak_memory_bytes(device) - before == tensor.numel()
     devices.synchronizer(device)()
+
+
+@needs_no_gpu
+def test_without_a_gpu_there_is_no_capture_to_start_or_stop():
+    devices.start_capture()
+    devices.stop_capture()
+
+
+@pytest.mark.gpu
+def test_gpu_takes_ranges_and_captures():
+    devices.start_capture()
+    devices.push_nvtx_range("range")
+    devices.pop_nvtx_range()
+    devices.stop_capture()

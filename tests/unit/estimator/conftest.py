@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from cs_systems.device import DTYPES
+from cs_systems.kernels.apply import MODEL_KERNELS, apply_kernels, make_loss
 from cs_systems.model.apply import apply_attention, apply_checkpointing
-from cs_systems.model.functional import cross_entropy
 from cs_systems.model.transformer import TransformerLM
 from cs_systems.optim import AdamW
 
@@ -61,8 +61,15 @@ def build(config, case):
     model = TransformerLM(config)
     torch.set_default_dtype(torch.float32)
     apply_attention(model, case.attention)
+    apply_kernels(model, [name for name in case.kernels if name in MODEL_KERNELS])
     apply_checkpointing(model, case.checkpoint_blocks)
     return model
+
+
+def run_loss(model, case, ids, targets):
+    kernel = next((name for name in case.kernels if name not in MODEL_KERNELS), None)
+    outputs, criterion = make_loss(model, kernel)
+    return criterion(outputs(ids), targets)
 
 
 def draw_tokens(config, case):
@@ -87,7 +94,7 @@ def saved_bytes():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast_for(case):
-            loss = cross_entropy(model(ids), targets)
+            loss = run_loss(model, case, ids, targets)
         assert loss.requires_grad
         return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
@@ -138,7 +145,7 @@ def live_peak_bytes():
         def step():
             ids, targets = draw_tokens(config, case)
             with torch.set_grad_enabled(case.mode != "forward"), autocast_for(case):
-                loss = cross_entropy(model(ids), targets)
+                loss = run_loss(model, case, ids, targets)
             if case.mode != "forward":
                 loss.backward()
             if case.mode == "train-step":

@@ -42,7 +42,7 @@ def predicted_bytes(config, case) -> int:
 
 @pytest.mark.parametrize(
     ("shape", "activation", "attention", "types"),
-    list(itertools.product(SHAPES, ["swiglu", "gelu"], ["naive", "sdpa"], TYPES)),
+    list(itertools.product(SHAPES, ["swiglu", "gelu"], ["naive", "sdpa", "flash-torch"], TYPES)),
 )
 def test_saved_bytes_are_exact(shape, activation, attention, types, saved_bytes):
     batch_size, config = SHAPES[shape]
@@ -78,7 +78,7 @@ def test_saved_bytes_are_exact_for_every_variant(saved_bytes):
     @given(
         config=configs(),
         batch_size=st.integers(2, 3),
-        attention=st.sampled_from(["naive", "sdpa"]),
+        attention=st.sampled_from(["naive", "sdpa", "flash-torch"]),
         types=st.sampled_from(sorted(TYPES)),
     )
     def check(config, batch_size, attention, types):
@@ -105,7 +105,8 @@ def test_course_formula_of_one_block():
         assert ours / 2**20 == pytest.approx(published_mib, rel=2e-3)
 
 
-def test_fused_attention_saves_no_term_in_the_square_of_the_length():
+@pytest.mark.parametrize("attention", ["sdpa", "flash-torch", "flash"])
+def test_fused_attention_saves_no_term_in_the_square_of_the_length(attention):
     config = PRESETS["small"].config
 
     def bytes_of(seq_len, attention):
@@ -113,7 +114,7 @@ def test_fused_attention_saves_no_term_in_the_square_of_the_length():
             block_tensors(config, MemoryCase(batch_size=1, seq_len=seq_len, attention=attention))
         )
 
-    assert bytes_of(2048, "sdpa") == 2 * bytes_of(1024, "sdpa")
+    assert bytes_of(2048, attention) == 2 * bytes_of(1024, attention)
     assert bytes_of(2048, "naive") > 2.5 * bytes_of(1024, "naive")
 
 
@@ -130,3 +131,35 @@ def test_logits_are_saved_once():
     config, case = PRESETS["small"].config, MemoryCase(batch_size=4, seq_len=128)
     of_vocabulary = [t for t in head_tensors(config, case) if t.num_bytes >= 4 * 4 * 128 * config.vocab_size]
     assert [tensor.name for tensor in of_vocabulary] == ["exponentials of logits"]
+
+
+PARTIAL_ROTARY = ModelConfig(
+    vocab_size=20, context_length=6, d_model=32, num_layers=1, num_heads=2, num_kv_heads=1, rotary_dim=8,
+    head_bias=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [SHAPES["one layer"][1], PARTIAL_ROTARY], ids=["plain", "partial rotary"])
+@pytest.mark.parametrize(
+    ("kernels", "attention", "types"),
+    [
+        ("", "flash", "fp32"),
+        ("", "flash", "autocast cpu"),
+        ("rmsnorm", "naive", "fp32"),
+        ("rmsnorm", "naive", "stored bf16"),
+        ("rope", "flash", "autocast cpu"),
+        ("swiglu", "naive", "autocast cpu"),
+        ("cross-entropy", "naive", "autocast cpu"),
+        ("cross-entropy", "sdpa", "stored bf16"),
+        ("linear-cross-entropy", "naive", "fp32"),
+        ("linear-cross-entropy", "naive", "autocast cpu"),
+        ("rmsnorm rope swiglu cross-entropy", "flash", "autocast cpu"),
+    ],
+)
+def test_saved_bytes_of_kernels_are_exact(config, kernels, attention, types, saved_bytes):
+    pytest.importorskip("triton", reason="needs Triton (Linux)")
+    case = MemoryCase(
+        batch_size=2, seq_len=config.context_length, attention=attention, kernels=tuple(kernels.split()),
+        **TYPES[types],
+    )  # fmt: skip
+    assert predicted_bytes(config, case) == saved_bytes(config, case)

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cs_systems.estimator import peak
 from cs_systems.estimator.memory import MemoryCase
 from cs_systems.estimator.peak import advise, predict_peak
+from cs_systems.kernels import flash_attention_torch
 from cs_systems.model.config import ModelConfig
 from cs_systems.model.presets import PRESETS
 
@@ -24,22 +26,28 @@ MODELS = {
     ),
     "vocabulary": ModelConfig(vocab_size=5000, context_length=64, d_model=64, num_layers=2, num_heads=1),
 }  # fmt: skip
+MODES = ["forward", "forward-backward", "train-step"]
 TYPES = [{}, {"precision": "bf16"}, {"param_dtype": "bf16"}]
 
 
 @pytest.mark.parametrize(
     ("model", "attention", "mode"),
-    list(itertools.product(MODELS, ["naive", "sdpa"], ["forward", "forward-backward", "train-step"])),
+    list(itertools.product(MODELS, ["naive", "sdpa", "flash-torch"], MODES)),
 )
 def test_peak_is_that_of_the_live_tensors(model, attention, mode, live_peak_bytes):
-    """Within 6 % on models so small that a misplaced temporary shows; checkpointed ones included."""
+    """Within 6 % on models so small that a misplaced temporary shows; checkpointed ones included.
+
+    Attention by tiles has many small temporaries, which no formula lists one by one.
+    """
+    tolerance = 0.15 if attention == "flash-torch" else 0.06
     config = MODELS[model]
     for types, checkpoint_blocks in itertools.product(TYPES, [0] if mode == "forward" else [0, 1, 2]):
         case = MemoryCase(
             batch_size=2, seq_len=config.context_length, mode=mode, attention=attention,
             checkpoint_blocks=checkpoint_blocks, **types,
         )  # fmt: skip
-        assert predict_peak(config, case).peak_bytes == pytest.approx(live_peak_bytes(config, case), rel=0.06)
+        live = live_peak_bytes(config, case)
+        assert predict_peak(config, case).peak_bytes == pytest.approx(live, rel=tolerance)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "torch"])
@@ -126,3 +134,11 @@ def test_every_advice_fits(model, free_gib):
             value = int(value) if value.isdigit() else value
             changed = dataclasses.replace(changed, **{name.replace("-", "_"): value})
         assert predict_peak(config, changed).peak_bytes <= free_gib * GIB
+
+
+def test_sizes_of_buffers_are_those_of_the_functions():
+    assert (flash_attention_torch.BLOCK_M, flash_attention_torch.BLOCK_N) == peak.TILE
+    pytest.importorskip("triton", reason="needs Triton (Linux)")
+    from cs_systems.kernels import linear_cross_entropy
+
+    assert linear_cross_entropy.CHUNK_BYTES == peak.LOGIT_CHUNK_BYTES

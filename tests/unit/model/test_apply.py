@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cs_systems.kernels.launch import missing_for_triton
 from cs_systems.model.apply import apply_attention, apply_checkpointing
 from cs_systems.model.attention import ATTENTION, SelfAttention, naive_attention
 from cs_systems.model.config import ModelConfig
@@ -10,6 +11,10 @@ from cs_systems.model.functional import cross_entropy
 from cs_systems.model.transformer import TransformerBlock, TransformerLM
 
 POSITIONS = ["rope", "learned", "alibi"]
+NEEDS_TRITON = pytest.mark.skipif(bool(missing_for_triton("cpu")), reason=str(missing_for_triton("cpu")))
+every_attention = pytest.mark.parametrize(
+    "attention", [pytest.param(name, marks=NEEDS_TRITON if name == "flash" else ()) for name in ATTENTION]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -69,12 +74,13 @@ def assert_same(result, expected, **tolerance):
         torch.testing.assert_close(gradient, other, **tolerance)
 
 
+@every_attention
 @pytest.mark.parametrize("position", POSITIONS)
-def test_another_attention_function_gives_the_same_logits_and_gradients(position):
+def test_another_attention_function_gives_the_same_logits_and_gradients(position, attention):
     model = make_model(position)
     expected = run(model)
     names = set(model.state_dict())
-    apply_attention(model, "sdpa")
+    apply_attention(model, attention)
     assert_same(run(model), expected, rtol=1e-4, atol=1e-6)
     assert set(model.state_dict()) == names
     apply_attention(model, "naive")
@@ -90,17 +96,19 @@ def test_every_layer_uses_the_function_applied(name):
     assert [layer.attention for layer in layers] == [ATTENTION[name]] * 4
 
 
-def test_sdpa_keeps_no_scores():
+@pytest.mark.parametrize("attention", ["sdpa", "flash-torch"])
+def test_fused_attention_keeps_no_scores(attention):
     model = make_model()
     naive = saved_bytes(model)
-    apply_attention(model, "sdpa")
+    apply_attention(model, attention)
     scores = 2 * 4 * 12 * 12 * 4  # batch, heads, queries, keys, fp32
     assert saved_bytes(model) <= naive - 2 * 4 * scores + 4 * 2000  # two a layer; row statistics instead
 
 
 def test_an_unknown_attention_function_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="--attention flash is unknown; known: naive, sdpa"):
-        apply_attention(make_model(), "flash")
+    known = "naive, sdpa, flash-torch, flash"
+    with pytest.raises(ValueError, match=f"--attention sdap is unknown; known: {known}"):
+        apply_attention(make_model(), "sdap")
 
 
 @pytest.mark.parametrize("position", POSITIONS)
@@ -112,7 +120,7 @@ def test_checkpointing_changes_no_bit_of_logits_or_gradients(position, blocks_pe
     assert_same(run(model), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("attention", ATTENTION)
+@every_attention
 def test_checkpointing_keeps_fewer_bytes(attention):
     model = make_model()
     apply_attention(model, attention)

@@ -8,12 +8,26 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cs_systems.model.attention import ATTENTION, SelfAttention, naive_attention, sdpa_attention
+from cs_systems.kernels.launch import missing_for_triton
+from cs_systems.model.attention import (
+    ATTENTION,
+    TAKES_SLOPES,
+    SelfAttention,
+    naive_attention,
+    sdpa_attention,
+)
 from cs_systems.model.config import ModelConfig
 from cs_systems.model.functional import alibi_bias, alibi_slopes, apply_rope, rope_tables
 
 HEADS = [(4, 4), (4, 2), (4, 1), (1, 1), (6, 3)]
-both = pytest.mark.parametrize("attend", ATTENTION.values(), ids=ATTENTION)
+NEEDS_TRITON = pytest.mark.skipif(bool(missing_for_triton("cpu")), reason=str(missing_for_triton("cpu")))
+BY_NAME = {
+    name: pytest.param(attend, id=name, marks=NEEDS_TRITON if name == "flash" else ())
+    for name, attend in ATTENTION.items()
+}
+every = pytest.mark.parametrize("attend", BY_NAME.values())
+both = pytest.mark.parametrize("attend", [BY_NAME[name] for name in ATTENTION if name not in TAKES_SLOPES])
+tiled = pytest.mark.parametrize("attend", [BY_NAME[name] for name in TAKES_SLOPES])
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +86,25 @@ def test_queries_and_keys_of_different_length(attend, queries, keys, is_causal, 
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
 
 
-@both
+@tiled
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (3, 7), (7, 3)])
+def test_attention_by_tiles_is_its_formula(attend, heads, kv_heads, is_causal, queries, keys):
+    q, k, v = make_qkv(heads, kv_heads, queries, keys)
+    expected = reference(q, k, v, is_causal=is_causal)
+    torch.testing.assert_close(attend(q, k, v, is_causal=is_causal).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@tiled
+def test_slopes_are_the_bias_of_alibi(attend):
+    q, k, v = make_qkv(6, 3)
+    slopes = alibi_slopes(6)
+    expected = naive_attention(q, k, v, bias=alibi_bias(slopes, 5))
+    torch.testing.assert_close(attend(q, k, v, is_causal=False, bias=slopes), expected)
+
+
+@every
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (4, 1)])
 def test_grouped_heads_are_repeated_key_heads(attend, heads, kv_heads):
     q, k, v = make_qkv(heads, kv_heads)
@@ -89,13 +121,13 @@ def test_a_causal_bias_is_the_causal_flag(attend):
     torch.testing.assert_close(attend(q, k, v, bias=bias), attend(q, k, v, bias=plain))
 
 
-@both
+@every
 def test_the_first_query_sees_only_the_first_key(attend):
     q, k, v = make_qkv(2, 2)
     torch.testing.assert_close(attend(q, k, v)[:, :, 0], v[:, :, 0])
 
 
-@both
+@every
 def test_huge_scores_pick_the_best_key_without_overflow(attend):
     q = torch.full((1, 1, 1, 4), 100.0)
     k = torch.stack([torch.full((4,), 99.0), torch.full((4,), 100.0), torch.zeros(4)])[None, None]
@@ -124,7 +156,7 @@ def test_naive_attention_differentiates():
     assert torch.autograd.gradcheck(naive_attention, inputs)
 
 
-@both
+@every
 def test_a_later_key_has_exactly_no_influence(attend):
     q, k, v = (t.requires_grad_() for t in make_qkv(4, 2, 6, 6))
     attend(q, k, v)[:, :, 2].square().sum().backward()

@@ -38,7 +38,8 @@ VARIANTS = {
 }  # fmt: skip
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 every_position = pytest.mark.parametrize("position", ["rope", "learned", "alibi"])
-both = pytest.mark.parametrize("attention", ATTENTION)
+# Not flash: the interpreter takes seconds a case; test_apply.py runs it in a model.
+every_attention = pytest.mark.parametrize("attention", [name for name in ATTENTION if name != "flash"])
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +141,7 @@ def reference_logits(model, tokens):
 
 
 @every_variant
-@both
+@every_attention
 def test_every_variant_is_a_second_implementation_of_it(variant, attention):
     model, tokens = make_model(attention=attention, **VARIANTS[variant]), make_tokens()
     torch.testing.assert_close(model(tokens).double(), reference_logits(model, tokens), rtol=1e-4, atol=1e-4)
@@ -152,7 +153,7 @@ def test_every_variant_is_a_second_implementation_of_it(variant, attention):
 
 
 @every_position
-@both
+@every_attention
 @pytest.mark.parametrize("residual", ["sequential", "parallel"])
 @pytest.mark.parametrize("target", [0, 5, CONTEXT - 1])
 def test_the_loss_at_a_position_depends_on_no_later_token_and_on_every_earlier_one(
@@ -168,7 +169,7 @@ def test_the_loss_at_a_position_depends_on_no_later_token_and_on_every_earlier_o
 
 
 @every_position
-@both
+@every_attention
 def test_changing_a_later_token_changes_no_earlier_logit_at_all(position, attention):
     model = make_model(position=position, attention=attention)
     tokens = make_tokens()
@@ -238,7 +239,7 @@ def test_explicit_positions_that_count_up_are_the_default(variant):
     torch.testing.assert_close(model(tokens, counting.expand(2, -1)), model(tokens))
 
 
-@both
+@every_attention
 def test_rotary_logits_do_not_change_when_all_positions_move(attention):
     model, tokens = make_model(attention=attention), make_tokens(seq=6)
     positions = torch.stack([torch.arange(6) + 2, torch.arange(6) + 6])
@@ -378,7 +379,7 @@ def test_a_model_learns_to_repeat_the_previous_token(position):
 
 
 @every_variant
-@both
+@every_attention
 def test_bf16_parameters_give_bf16_logits_near_those_of_fp32(variant, attention):
     model, tokens = make_model(attention=attention, random=False, **VARIANTS[variant]), make_tokens()
     wide = model(tokens)
@@ -388,7 +389,7 @@ def test_bf16_parameters_give_bf16_logits_near_those_of_fp32(variant, attention)
 
 
 @every_variant
-@both
+@every_attention
 def test_autocast_computes_in_bf16_and_keeps_fp32_gradients(variant, attention):
     model, tokens = make_model(attention=attention, random=False, **VARIANTS[variant]), make_tokens()
     wide = model(tokens)
