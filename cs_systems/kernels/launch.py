@@ -61,13 +61,15 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def row_tile(num_columns: int) -> tuple[int, int, int]:
+def row_tile(num_columns: int, most: int = MAX_COLUMNS) -> tuple[int, int, int]:
     """(rows, columns, warps) of the tile of one program of a kernel that works along rows.
 
-    Short rows share a program so that each of its threads has a few elements. Rows over MAX_COLUMNS are
+    Short rows share a program so that each of its threads has a few elements. Rows over `most` are
     read in pieces of 4096 columns. At most 64 fp32 values a thread: no spills on sm_80 and sm_90.
     """
-    columns = next_power_of_2(num_columns) if num_columns <= MAX_COLUMNS else _TILE
+    if num_columns > most:
+        return 1, _TILE, 8
+    columns = next_power_of_2(num_columns)
     rows = max(1, _TILE // (4 * columns))
     warps = min(32, max(4, rows * columns // 2048))
     return rows, columns, warps

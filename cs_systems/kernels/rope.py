@@ -84,7 +84,7 @@ def rope_kernel(
 
 
 def _empty_in_order_of(x: Tensor) -> Tensor:
-    """Without gaps, leading axes in memory as in `x`: a projection's (b s h d) seen as (b h s d) stays one."""
+    """Without gaps, leading axes in memory as in `x`: a projection's (b s h d) stays (b s h d)."""
     order = [*sorted(range(x.dim() - 1), key=lambda axis: -x.stride(axis)), x.dim() - 1]
     buffer = torch.empty([x.shape[axis] for axis in order], dtype=x.dtype, device=x.device)
     return buffer.permute([order.index(axis) for axis in range(x.dim())])

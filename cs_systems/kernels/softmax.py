@@ -26,6 +26,8 @@ from cs_systems.kernels.launch import (
     row_tile,
 )
 
+_MAX_BACKWARD_COLUMNS = MAX_COLUMNS // 2  # two rows, y and dy, are in registers at a time
+
 
 @jit
 def softmax_forward_kernel(
@@ -150,9 +152,9 @@ def softmax_backward(y: Tensor, dy: Tensor) -> Tensor:
     """Gradient by x from the contiguous result y and its gradient, all (rows, columns)."""
     num_rows, num_columns = y.shape
     dx = _contiguous_like(y)
-    rows, columns, warps = row_tile(num_columns)
+    rows, columns, warps = row_tile(num_columns, _MAX_BACKWARD_COLUMNS)
     acc = accumulator(y.dtype)
-    if num_columns <= MAX_COLUMNS:
+    if num_columns <= _MAX_BACKWARD_COLUMNS:
         softmax_backward_kernel[(ceil_div(num_rows, rows),)](
             y, dy, dx, num_rows, num_columns, *dy.stride(),
             ROWS=rows, COLUMNS=columns, ACC=acc, num_warps=warps,
@@ -198,19 +200,22 @@ def softmax(x: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
 
 
 def variants() -> list[Variant]:
-    """One-pass kernels at the shortest, a common and the longest row, and the online kernels."""
+    """One-pass kernels at the shortest, common and the longest rows, and the online kernels."""
     found = []
+    divisible = ("num_columns", "x_row_stride", "dy_row_stride")
     for dtype in ("fp32", "bf16", "fp16"):
         pointers = {name: f"*{dtype}" for name in ("x_ptr", "y_ptr", "dy_ptr", "dx_ptr")}
-        for num_columns in (16, 1024, 4096, MAX_COLUMNS, 2 * MAX_COLUMNS):
-            rows, columns, warps = row_tile(num_columns)
-            one_pass = num_columns <= MAX_COLUMNS
-            constants = {"COLUMNS": columns, "ACC": tl.float32} | ({"ROWS": rows} if one_pass else {})
-            kernels = (
-                (softmax_forward_kernel, softmax_backward_kernel)
-                if one_pass
-                else (softmax_forward_online_kernel, softmax_backward_online_kernel)
-            )
-            for kernel in kernels:
-                found.append(Variant(kernel, f"{dtype} {num_columns} columns", pointers, constants, warps))
+        for num_columns in (16, 1024, 4096, _MAX_BACKWARD_COLUMNS, MAX_COLUMNS, 2 * MAX_COLUMNS):
+            for whole, online, most, stride in (
+                (softmax_forward_kernel, softmax_forward_online_kernel, MAX_COLUMNS, "x_column_stride"),
+                (
+                    softmax_backward_kernel, softmax_backward_online_kernel, _MAX_BACKWARD_COLUMNS,
+                    "dy_column_stride",
+                ),
+            ):  # fmt: skip
+                rows, columns, warps = row_tile(num_columns, most)
+                constants = {"COLUMNS": columns, "ACC": tl.float32, stride: 1}
+                kernel, more = (whole, {"ROWS": rows}) if num_columns <= most else (online, {})
+                label = f"{dtype} {num_columns} columns"
+                found.append(Variant(kernel, label, pointers, constants | more, warps, divisible=divisible))
     return found

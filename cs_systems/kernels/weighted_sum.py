@@ -113,13 +113,17 @@ def _tile(num_columns: int) -> dict[str, int]:
 def variants() -> list[Variant]:
     """Every tile in every type of input."""
     found = []
+    kernels = {
+        weighted_sum_forward_kernel: {"x_column_stride": 1, "weight_stride": 1},
+        weighted_sum_backward_kernel: {"x_column_stride": 1, "weight_stride": 1, "dy_stride": 1},
+    }
+    divisible = ("num_columns", "x_row_stride")
     for dtype in ("fp32", "bf16", "fp16"):
         pointers = {name: f"*{dtype}" for name in ("x_ptr", "weight_ptr", "y_ptr", "dy_ptr", "dx_ptr")}
         pointers["partial_dweight_ptr"] = "*fp32"
         for num_columns in (64, 4096):
-            constants = {**_tile(num_columns), "ACC": tl.float32}
-            for kernel in (weighted_sum_forward_kernel, weighted_sum_backward_kernel):
-                found.append(
-                    Variant(kernel, f"{dtype} {num_columns} columns", pointers, constants, num_warps=4)
-                )
+            for kernel, strides in kernels.items():
+                constants = {**_tile(num_columns), **strides, "ACC": tl.float32}
+                label = f"{dtype} {num_columns} columns"
+                found.append(Variant(kernel, label, pointers, constants, 4, divisible=divisible))
     return found

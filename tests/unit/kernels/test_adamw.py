@@ -240,7 +240,7 @@ def test_other_layouts_and_dtypes_are_converted(FusedAdamW, device, what):
         plain.grad = torch.full((4, 6), 0.5, device=device)
     else:
         weight.grad = plain.grad = torch.randn(4, 6, device=device)
-        mean, square = torch.randn(4, 6, device=device), torch.rand(4, 6, device=device)
+        mean, square = torch.randn(4, 6, device=device), torch.rand(6, 4, device=device).T
         optimizer.state[weight] = {"step": 3, "exp_avg": mean.clone(), "exp_avg_sq": square.double()}
         reference.state[plain] = {"step": 3, "exp_avg": mean.clone(), "exp_avg_sq": square.clone()}
     optimizer.step()
@@ -335,15 +335,15 @@ def test_a_copied_optimizer_goes_on(FusedAdamW, device):
     assert not torch.equal(parameters[0], before)
 
 
-def test_sparse_gradients_gaps_and_integers_are_refused_before_anything_changes(FusedAdamW, device):
+def test_sparse_gradients_gaps_and_two_devices_are_refused_before_anything_changes(FusedAdamW, device):
     good = torch.nn.Parameter(torch.ones(4, device=device))
     sparse = torch.nn.Parameter(torch.ones(4, 2, device=device))
     gaps = torch.nn.Parameter(torch.ones(4, 4, device=device)[:, ::2])
-    double = torch.nn.Parameter(torch.ones(4, device="meta"))
+    elsewhere = torch.nn.Parameter(torch.ones(4, device="meta"))
     for bad, gradient, said in (
         (sparse, torch.ones(4, 2, device=device).to_sparse(), "sparse"),
         (gaps, torch.ones(4, 2, device=device), "gaps"),
-        (double, torch.ones(4, device="meta"), "one device"),
+        (elsewhere, torch.ones(4, device="meta"), "one device"),
     ):
         good.grad, bad.grad = torch.ones_like(good), gradient
         optimizer = FusedAdamW([good, bad])

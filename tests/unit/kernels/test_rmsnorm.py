@@ -43,7 +43,7 @@ def assert_same(ours, theirs, **tolerance):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("adds", [False, True])
-@pytest.mark.parametrize("shape", [(1,), (3, 7, 40), (5, 1024), (3, 1500), (5, 8193)])
+@pytest.mark.parametrize("shape", [(2,), (3, 7, 40), (5, 1024), (3, 1500), (5, 8193)])
 def test_values_and_gradients(rmsnorm, device, assert_as_accurate, poisoned, dtype, adds, shape):
     x, residual, dy, dsum = (torch.randn(shape, device=device).to(dtype) for _ in range(4))
     weight = torch.randn(shape[-1], device=device).to(dtype)
@@ -65,9 +65,9 @@ def test_the_sum_is_exactly_that_of_torch_and_is_what_gets_normalised(rmsnorm, d
     assert torch.equal(y, rmsnorm(total, weight, EPS))
 
 
-@settings(max_examples=30, derandomize=True, deadline=None)
+@settings(max_examples=15, derandomize=True, deadline=None)
 @given(
-    rows=st.integers(1, 70),
+    rows=st.integers(1, 30),
     columns=st.integers(1, 400),
     step=st.integers(1, 2),
     adds=st.booleans(),
@@ -85,9 +85,11 @@ def test_any_shape_and_stride(rmsnorm, device, rows, columns, step, adds, transp
     assert_same(run(rmsnorm, *inputs), run(reference.rmsnorm, *inputs), rtol=1e-4, atol=1e-4)
 
 
-def test_a_program_of_backward_takes_several_rows(rmsnorm, device, poisoned):
-    x, dy, weight = torch.randn(1100, 6, device=device), torch.randn(1100, 6, device=device), torch.ones(6)
-    inputs = (x, weight.to(device), dy)
+@pytest.mark.parametrize("columns", [6, 1024])
+def test_a_program_of_backward_takes_several_rows(rmsnorm, device, poisoned, monkeypatch, columns):
+    monkeypatch.setattr("cs_systems.kernels.rmsnorm._MAX_PROGRAMS", 4)
+    x, dy, weight = (torch.randn(*shape, columns, device=device) for shape in ((11,), (11,), ()))
+    inputs = (x, weight, dy)
     assert_same(run(rmsnorm, *inputs), run(reference.rmsnorm, *inputs), rtol=1e-4, atol=1e-4)
 
 
@@ -132,11 +134,11 @@ def test_gradients_are_those_of_the_function(rmsnorm, device, adds):
         pytest.skip("fp64 runs in the interpreter only")
     shapes = ((3, 5), (5,), (3, 5))[: 3 if adds else 2]
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    assert torch.autograd.gradcheck(lambda x, weight, *r: rmsnorm(x, weight, EPS, *r), inputs)
+    assert torch.autograd.gradcheck(lambda x, weight, *r: rmsnorm(x, weight, EPS, *r), inputs, fast_mode=True)
 
 
 def test_two_runs_agree_to_the_last_bit(rmsnorm, device):
-    inputs = [torch.randn(600, 20, device=device) for _ in range(4)]
+    inputs = [torch.randn(30, 20, device=device) for _ in range(4)]
     weight = torch.randn(20, device=device)
     first, second = (run(rmsnorm, inputs[0], weight, *inputs[1:]) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -35,7 +35,7 @@ def test_values_and_gradients(swiglu, device, assert_as_accurate, poisoned, dtyp
         assert_as_accurate(result, truth, low)
 
 
-@settings(max_examples=25, derandomize=True, deadline=None)
+@settings(max_examples=15, derandomize=True, deadline=None)
 @given(rows=st.integers(1, 50), columns=st.integers(1, 300), step=st.integers(1, 3), expand=st.booleans())
 def test_any_shape_and_stride(swiglu, device, rows, columns, step, expand):
     gate = torch.randn(columns, rows * step, device=device)[:, ::step].T
@@ -45,6 +45,7 @@ def test_any_shape_and_stride(swiglu, device, rows, columns, step, expand):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # of exp, in the interpreter
 def test_extreme_gates_give_the_limit_and_no_nan(swiglu, device):
     gate = torch.tensor([-1e30, -200.0, -0.0, 0.0, 200.0, 1e30], device=device)
     y, dgate, dup = run(swiglu, gate, torch.full_like(gate, 2.0), torch.ones_like(gate))
