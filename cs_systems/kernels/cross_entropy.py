@@ -291,7 +291,8 @@ def cross_entropy(
         overwrite_logits: allows the gradient to take the place of the logits, whose values are lost by then.
             Only for the result of a matrix product that nobody reads again: an operation that kept them, a
             gradient through a later use and a second backward raise, but printing them shows the gradient.
-            Done for contiguous logits that are neither a leaf nor a view, outside of torch.compile.
+            Done for contiguous logits that are neither a leaf nor a view and do not retain their gradient,
+            outside of torch.compile.
 
     Raises:
         UnsupportedError: when Triton cannot run on these tensors; the message says what to do.
@@ -303,7 +304,8 @@ def cross_entropy(
     if not (torch.is_grad_enabled() and logits.requires_grad):
         return cross_entropy_losses(as_rows(logits), targets.reshape(-1)).mean()
     if overwrite_logits and not torch.compiler.is_compiling():
-        if not logits.is_leaf and logits._base is None and logits.is_contiguous():
+        kept = logits.is_leaf or logits.retains_grad
+        if not kept and logits._base is None and logits.is_contiguous():
             return CrossEntropyInPlace.apply(logits, targets)[0]
     return CrossEntropy.apply(as_rows(logits), targets.reshape(-1))
 

@@ -74,21 +74,23 @@ def launch_dkdv(
     )  # fmt: skip
 
 
-def split_head_dim(head_dim: int) -> tuple[int, int]:
+def split_head_dim(head_dim: int, dtype: torch.dtype) -> tuple[int, int]:
     """Widths of the one or two pieces of a row: powers of two from 16 on, 0 for no second piece.
 
     80 is 64 + 16, and 40 is 32 + 16, of which 8 are masked; where two pieces save nothing, there is one.
+    128 numbers of fp32, taken apart for exact products, are too many for registers: they are 64 + 64.
     """
     whole = max(16, next_power_of_2(head_dim))
-    first = whole // 2
-    second = max(16, next_power_of_2(head_dim - first))
-    return (first, second) if first >= 16 and first + second < whole else (whole, 0)
+    half = whole // 2
+    rest = max(16, next_power_of_2(head_dim - half))
+    too_wide = whole == 128 and dtype == torch.float32
+    return (half, rest) if half >= 16 and (half + rest < whole or too_wide) else (whole, 0)
 
 
 def _constants(q: Tensor, k: Tensor, is_causal: bool, config: TileConfig) -> dict[str, Any]:
     """What a kernel is compiled for."""
     head_dim = q.shape[3]
-    first, second = split_head_dim(head_dim)
+    first, second = split_head_dim(head_dim, q.dtype)
     return {
         "GROUP": q.shape[1] // k.shape[1],
         "IS_CAUSAL": is_causal,

@@ -143,7 +143,9 @@ def unscaled_scores(
 
 
 @jit
-def key_stretches(first_query, num_keys, IS_CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def key_stretches(
+    first_query, num_keys, IS_CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
     """Where the keys that all of a block of queries see in whole tiles end, and where the last visible ones."""
     if IS_CAUSAL:
         whole_end = tl.minimum(first_query, num_keys) // BLOCK_N * BLOCK_N
@@ -179,7 +181,9 @@ def flash_forward_kernel(
 
     q = load_rows(q_ptr, q_row_stride, queries_left, BLOCK_M, HEAD_DIM, D0, D1, True)
     query = first_query + tl.arange(0, BLOCK_M)
-    m = tl.full([BLOCK_M], -float("inf"), ACC)  # scaled; finite after the first tile, as all queries see key 0
+    m = tl.full(
+        [BLOCK_M], -float("inf"), ACC
+    )  # scaled; finite after the first tile, as all queries see key 0
     l = tl.zeros([BLOCK_M], ACC)
     acc = zero_rows(BLOCK_M, D0, D1, ACC)
     whole_end, end = key_stretches(first_query, num_keys, IS_CAUSAL, BLOCK_M, BLOCK_N)
@@ -187,7 +191,9 @@ def flash_forward_kernel(
         for first_key in range(whole_end if MASKED else 0, end if MASKED else whole_end, BLOCK_N):
             row, keys_left = tl.cast(first_key, tl.int64), num_keys - first_key
             key = first_key + tl.arange(0, BLOCK_N)
-            k = load_rows(k_ptr + row * k_row_stride, k_row_stride, keys_left, BLOCK_N, HEAD_DIM, D0, D1, MASKED)
+            k = load_rows(
+                k_ptr + row * k_row_stride, k_row_stride, keys_left, BLOCK_N, HEAD_DIM, D0, D1, MASKED
+            )
             s = unscaled_scores(
                 q, k, query[:, None], key[None, :], num_keys, slope,
                 IS_CAUSAL, slopes_ptr is not None, MASKED, ACC, PRECISION,
@@ -196,7 +202,9 @@ def flash_forward_kernel(
             p = tl.exp2(s * scale - new_m[:, None])
             alpha = tl.exp2(m - new_m)
             l = l * alpha + tl.sum(p, axis=1)
-            v = load_rows(v_ptr + row * v_row_stride, v_row_stride, keys_left, BLOCK_N, HEAD_DIM, D0, D1, MASKED)
+            v = load_rows(
+                v_ptr + row * v_row_stride, v_row_stride, keys_left, BLOCK_N, HEAD_DIM, D0, D1, MASKED
+            )
             acc = add_weighted(scale_rows(acc, alpha), p, v, PRECISION)
             m = new_m
 
@@ -256,8 +264,12 @@ def flash_dq_kernel(
         for first_key in range(whole_end if MASKED else 0, end if MASKED else whole_end, BLOCK_N):
             row, keys_left = tl.cast(first_key, tl.int64), num_keys - first_key
             key = first_key + tl.arange(0, BLOCK_N)
-            k = load_rows(k_ptr + row * k_row_stride, k_row_stride, keys_left, BLOCK_N, HEAD_DIM, D0, D1, MASKED)
-            v = load_rows(v_ptr + row * v_row_stride, v_row_stride, keys_left, BLOCK_N, HEAD_DIM, D0, D1, MASKED)
+            k = load_rows(
+                k_ptr + row * k_row_stride, k_row_stride, keys_left, BLOCK_N, HEAD_DIM, D0, D1, MASKED
+            )
+            v = load_rows(
+                v_ptr + row * v_row_stride, v_row_stride, keys_left, BLOCK_N, HEAD_DIM, D0, D1, MASKED
+            )
             s = unscaled_scores(
                 q, k, query[:, None], key[None, :], num_keys, slope,
                 IS_CAUSAL, slopes_ptr is not None, MASKED, ACC, PRECISION,
@@ -328,7 +340,9 @@ def flash_dkdv_kernel(
                 IS_CAUSAL, slopes_ptr is not None, STRETCH != 1, ACC, PRECISION,
             )  # fmt: skip
             number = (batch * num_kv_heads * GROUP + head) * num_queries + first_query
-            lse2 = load_vector(lse2_ptr + number, queries_left, float("inf"), BLOCK_M, STRETCH == 2)  # p = 0 beyond
+            lse2 = load_vector(
+                lse2_ptr + number, queries_left, float("inf"), BLOCK_M, STRETCH == 2
+            )  # p = 0 beyond
             p = tl.exp2(s * scale - lse2[None, :])
             do = load_rows(
                 do_ptr + batch * do_batch_stride + head * do_head_stride + row * do_row_stride,

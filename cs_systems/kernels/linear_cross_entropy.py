@@ -23,13 +23,13 @@ from torch.autograd.function import once_differentiable
 from cs_systems.kernels.cross_entropy import check_targets, scale, scale_variant, write_losses
 from cs_systems.kernels.launch import Variant, as_rows, ceil_div, check_runnable, operator
 
-_CHUNK_BYTES = 2**29
+CHUNK_BYTES = 2**29
 """Most bytes of logits at a time. Short chunks are slow: each reads and writes all of dweight once more."""
 
 
 def _chunks(num_tokens: int, bytes_per_token: int) -> list[slice]:
     """Slices of tokens of about the same length, as few as fit."""
-    most = max(1, _CHUNK_BYTES // bytes_per_token)
+    most = max(1, CHUNK_BYTES // bytes_per_token)
     length = ceil_div(num_tokens, ceil_div(num_tokens, most))
     return [slice(start, min(start + length, num_tokens)) for start in range(0, num_tokens, length)]
 

@@ -110,7 +110,7 @@ def variants() -> list[Variant]:
     constants = {"TILE": _TILE, "ACC": tl.float32}
     found = []
     for dtype in ("fp32", "bf16", "fp16"):
-        types = dict.fromkeys(pointers, f"*{dtype}")
+        types = {name: f"*{dtype}" for name in pointers}
         for kernel in (swiglu_forward_kernel, swiglu_backward_kernel):
             found.append(Variant(kernel, dtype, types, constants, _NUM_WARPS, divisible=("num_elements",)))
     return found

@@ -201,11 +201,13 @@ def test_the_gradient_lies_where_the_logits_were(cross_entropy, device, dtype):
     assert not gradient.requires_grad
 
 
-@pytest.mark.parametrize("kind", ["leaf", "view", "transposed"])
+@pytest.mark.parametrize("kind", ["leaf", "view", "transposed", "retaining"])
 def test_what_others_may_read_is_not_overwritten(cross_entropy, device, kind):
     logits, targets = make(device, 6, 6)
     leaf = logits.requires_grad_()
-    result = {"leaf": leaf, "view": (leaf * 1).view(6, 6), "transposed": (leaf.T * 1).T}[kind]
+    result = {"leaf": leaf, "view": (leaf * 1).view(6, 6), "transposed": (leaf.T * 1).T}.get(kind, leaf * 1)
+    if kind == "retaining":
+        result.retain_grad()
     before = result.detach().clone()
     loss = cross_entropy(result, targets, overwrite_logits=True)
     (gradient,) = torch.autograd.grad(loss, leaf)

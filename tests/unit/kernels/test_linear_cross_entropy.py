@@ -61,7 +61,7 @@ def wide(*tensors):
 def test_values_and_gradients(
     module, device, assert_as_accurate, poisoned, monkeypatch, dtype, with_bias, chunk_bytes
 ):
-    monkeypatch.setattr(module, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
     inputs = make(device, 3, 7, dtype=dtype, with_bias=with_bias)
     ours = run(module.linear_cross_entropy, *inputs)
     truth, plain = run(oracle, *wide(*inputs)), run(eager, *inputs)
@@ -82,7 +82,7 @@ def test_any_shape_and_stride(module, device, tokens, d, vocab, step, chunk_byte
     bias = torch.randn(vocab, device=device) if with_bias else None
     targets = torch.randint(vocab, (tokens * step,), device=device)[::step]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_CHUNK_BYTES", chunk_bytes)
+        patch.setattr(module, "CHUNK_BYTES", chunk_bytes)
         ours = run(module.linear_cross_entropy, hidden, weight, targets, bias)
     torch.testing.assert_close(ours, run(oracle, hidden, weight, targets, bias), rtol=1e-4, atol=1e-5)
 
@@ -92,7 +92,7 @@ def test_any_shape_and_stride(module, device, tokens, d, vocab, step, chunk_byte
     [(10, 10, [10]), (11, 10, [6, 5]), (5, 2, [2, 2, 1]), (3, 0, [1, 1, 1])],
 )
 def test_chunks_are_few_and_even(module, monkeypatch, num_tokens, most, lengths):
-    monkeypatch.setattr(module, "_CHUNK_BYTES", most * 8)
+    monkeypatch.setattr(module, "CHUNK_BYTES", most * 8)
     chunks = module._chunks(num_tokens, bytes_per_token=8)
     assert [index for chunk in chunks for index in range(num_tokens)[chunk]] == list(range(num_tokens))
     assert [chunk.stop - chunk.start for chunk in chunks] == lengths
@@ -116,7 +116,7 @@ class Tensors(TorchDispatchMode):
 
 @pytest.mark.parametrize("with_gradient", [True, False])
 def test_only_a_chunk_of_logits_exists_at_a_time(module, device, monkeypatch, with_gradient):
-    monkeypatch.setattr(module, "_CHUNK_BYTES", 5 * 50 * 4)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 5 * 50 * 4)
     hidden, weight, targets, _ = make(device, 20, d=3)
     with Tensors() as seen, torch.set_grad_enabled(with_gradient):
         loss = module.linear_cross_entropy(hidden.requires_grad_(), weight, targets)
@@ -135,7 +135,7 @@ def test_weight_gradients_of_the_chunks_add_up_in_fp32(module, device, monkeypat
     )
     hidden[0] = large
     targets = torch.zeros(17, dtype=torch.int64, device=device)
-    monkeypatch.setattr(module, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 1)
     _, _, dweight = run(module.linear_cross_entropy, hidden, weight, targets, factor=17.0)
     assert dweight.flatten().tolist() == [-large / 2 - 8, large / 2 + 8]
 
@@ -184,7 +184,7 @@ def test_two_runs_agree_to_the_last_bit(linear_cross_entropy, device):
 def test_gradients_are_those_of_the_function(module, device, monkeypatch, with_bias):
     if device == "cuda":
         pytest.skip("fp64 runs in the interpreter only")
-    monkeypatch.setattr(module, "_CHUNK_BYTES", 3 * 5 * 8)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 3 * 5 * 8)
     hidden, weight, targets, bias = wide(*make(device, 4, d=2, vocab=5, with_bias=with_bias))
     inputs = [x.requires_grad_() for x in (hidden, weight, bias) if x is not None]
     assert torch.autograd.gradcheck(lambda h, w, *b: module.linear_cross_entropy(h, w, targets, *b), inputs)
