@@ -25,7 +25,7 @@ PYTEST_FLAGS ?= -n 2
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench results peers attention kernels gpu tune kernels-aot test check lint format clean \
+.PHONY: help setup bench results peers attention kernels profile gpu tune kernels-aot test check lint format clean \
   check-system check-gpu FORCE
 
 help:  ## list the targets and the variables
@@ -51,6 +51,16 @@ attention: $(READY)  ## attention functions against each other, in turns; a smal
 
 kernels: $(READY)  ## each fused kernel against eager, compiled and PyTorch's own, with the copy rate
 	$(PYTHON) -m cs_systems.bench.kernels $(ARGS)
+
+# With a GPU and nsys the run is recorded by nsys; otherwise by torch.profiler. The tables are the same.
+profile: $(READY)  ## where the time of a step goes: tables and a page in results/local/profile
+	@mkdir -p results/local/profile
+	@if command -v nsys >/dev/null && $(PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then \
+	  set -ex; nsys profile -t cuda,nvtx,cublas,osrt --sample=none --cpuctxsw=none -c cudaProfilerApi \
+	    --capture-range-end=stop -f true -o results/local/profile/nsys \
+	    $(PYTHON) profiling/run.py --name nsys $(ARGS); \
+	  $(PYTHON) profiling/run.py report results/local/profile/nsys.nsys-rep --html results/local/profile/nsys.html; \
+	else set -ex; $(PYTHON) profiling/run.py $(ARGS); fi
 
 # Every step is bounded, the whole takes under nine minutes, and each record is on disk once it is measured.
 gpu: $(READY) check-gpu  ## on a GPU machine: tests, then attention, kernels and training into RESULTS=results/...

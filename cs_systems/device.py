@@ -1,6 +1,7 @@
 """Everything that differs between a CPU and an NVIDIA GPU. The only module that says `torch.cuda`."""
 
 import pathlib
+import pickle
 import platform
 import re
 from collections.abc import Callable
@@ -173,3 +174,17 @@ def stop_capture() -> None:
     """Let that profiler stop. Wait for the GPU first: kernels that still run would be missing."""
     if torch.cuda.is_available():
         torch.cuda.profiler.stop()
+
+
+def start_memory_history(device: torch.device) -> None:
+    """Let torch's GPU allocator note every allocation from now on; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.memory._record_memory_history(max_entries=1_000_000)
+
+
+def save_memory_history(device: torch.device, path: pathlib.Path) -> None:
+    """Write what was noted, for PyTorch's memory viewer (pytorch.org/memory_viz), and stop noting."""
+    if device.type == "cuda":
+        with path.open("wb") as file:
+            pickle.dump(torch.cuda.memory._snapshot(), file, protocol=4)  # the viewer reads no newer one
+        torch.cuda.memory._record_memory_history(enabled=None)

@@ -12,6 +12,7 @@ allocate and launch, the `autograd.Function`, and what people call.
 """
 
 import functools
+import itertools
 from typing import Any
 
 import torch
@@ -191,7 +192,7 @@ class FlashAttention(torch.autograd.Function):
         o, lse = flash_forward(*_with_heads(q, k, v), is_causal, alibi_slopes)
         if q.ndim == 3:
             o, lse = o.squeeze(1), lse.squeeze(1)
-        ctx.save_for_backward(q, k, v, o, lse, alibi_slopes)
+        ctx.save_for_backward(q, k, v, o, lse, *(() if alibi_slopes is None else (alibi_slopes,)))
         ctx.is_causal = is_causal
         return o
 
@@ -199,9 +200,9 @@ class FlashAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, do):
         """dq, dk, dv."""
-        q, k, v, o, lse, alibi_slopes = ctx.saved_tensors
+        q, k, v, o, lse, *slopes = ctx.saved_tensors
         do, q4, k, v, o = _with_heads(do, q, k, v, o)
-        gradients = flash_backward(do, q4, k, v, o, lse.view(q4.shape[:3]), ctx.is_causal, alibi_slopes)
+        gradients = flash_backward(do, q4, k, v, o, lse.view(q4.shape[:3]), ctx.is_causal, *(slopes or [None]))
         if q.ndim == 3:
             gradients = [gradient.squeeze(1) for gradient in gradients]
         return *gradients, None, None
@@ -262,3 +263,29 @@ def _check(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, alibi_slopes: Tenso
 
 def _with_heads(*tensors: Tensor) -> list[Tensor]:
     return [tensor if tensor.ndim == 4 else tensor.unsqueeze(1) for tensor in tensors]
+
+
+def variants(capability: tuple[int, int]) -> list[Variant]:
+    """Every default tile of this GPU with each type and mask, and with ALiBi for shared key heads."""
+    found = []
+    plain = itertools.product(("bf16", "fp16", "fp32"), (16, 32, 64, 80, 96, 128), (False, True), (False,))
+    with_alibi = itertools.product(("bf16",), (64, 80, 128), (True,), (True,))
+    for dtype, head_dim, is_causal, has_alibi in (*plain, *with_alibi):
+        q = torch.empty(1, 4, 16, head_dim, dtype=DTYPES[dtype], device="meta")
+        k = q[:, :1] if has_alibi else q
+        label = f"{dtype} {head_dim} {'causal' if is_causal else 'full'}{' alibi' if has_alibi else ''}"
+        for kernel in (flash_forward_kernel, flash_dq_kernel, flash_dkdv_kernel):
+            name = kernel.__name__.removeprefix("flash_").removesuffix("_kernel")
+            config = choose_config(name, head_dim, q.dtype, capability)
+            constants = _constants(q, k, is_causal, config)
+            num_warps, num_stages = constants.pop("num_warps"), constants.pop("num_stages")
+            types = {argument: f"*{dtype}" for argument in kernel.arg_names if argument.endswith("_ptr")}
+            types |= {argument: "*fp32" for argument in _FP32 if argument in types}
+            if not has_alibi:
+                constants["slopes_ptr"] = types.pop("slopes_ptr") and None
+            divisible = tuple(argument for argument in kernel.arg_names if argument.endswith("_stride"))
+            found.append(
+                Variant(kernel, label, types, constants, num_warps, num_stages,
+                        (*divisible, "num_queries", "num_keys"), uses_tensor_cores=True)
+            )  # fmt: skip
+    return found

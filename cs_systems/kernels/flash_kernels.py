@@ -253,7 +253,8 @@ def flash_dq_kernel(
         delta += tl.sum(o[1].to(ACC) * do[1].to(ACC), axis=1)
     query = first_query + tl.arange(0, BLOCK_M)
     number = batch_head * num_queries + query
-    lse2 = tl.load(lse_ptr + number, mask=query < num_queries, other=0.0) * LOG2_E
+    # inf where there is no query makes its weights 0; a load of 0 could make them infinite.
+    lse2 = tl.load(lse_ptr + number, mask=query < num_queries, other=float("inf")) * LOG2_E
     tl.store(lse2_ptr + number, lse2, mask=query < num_queries)
     tl.store(delta_ptr + number, delta, mask=query < num_queries)
 

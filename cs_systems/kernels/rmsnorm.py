@@ -61,6 +61,9 @@ def rmsnorm_forward_kernel(
         rounded = cast(x, sum_ptr.dtype.element_ty)
         tl.store(sum_ptr + offset, rounded, mask=mask)
         x = rounded.to(ACC)  # what backward will read
+        if COLUMNS > 16384:  # too much to keep in registers beside what is being loaded: back from the cache
+            tl.debug_barrier()
+            x = tl.load(sum_ptr + offset, mask=mask, other=0).to(ACC)
     inverse_rms = 1 / tl.sqrt(tl.sum(x * x, axis=1) / num_columns + eps)
     tl.store(inverse_rms_ptr + row, inverse_rms, mask=row < num_rows)
     weight = tl.load(weight_ptr + column, mask=column < num_columns, other=0).to(ACC)

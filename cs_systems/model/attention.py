@@ -115,7 +115,7 @@ def flash_torch_attention(
     is_causal: bool = True,
     bias: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch heads queries d_head"]:
-    """FlashAttention tile by tile in plain PyTorch; `bias` holds ALiBi slopes, from which it makes its own."""
+    """FlashAttention by tiles in plain PyTorch; `bias` holds ALiBi slopes, from which it makes its own."""
     return flash_attention_torch(q, k, v, is_causal=is_causal or bias is not None, alibi_slopes=bias)
 
 

@@ -45,6 +45,9 @@ NO_TORCH = (
     *("bench.record", "bench.workload", "bench.progress", "bench.sweep", "bench.peers"),
     *("bench.attention", "bench.attention_case", "bench.kernels", "bench.kernel_case"),
     *("bench.command", "bench.turns"),
+    *("tracing.trace", "tracing.read", "tracing.chrome", "tracing.nsys", "tracing.attribute"),
+    *("tracing.classify", "tracing.idle", "tracing.columns", "tracing.tables", "tracing.kernel_tables"),
+    *("tracing.attention_table", "tracing.memory_table"),
 )
 SCRIPTS = ("benchmark", "profiling", "writeup", "scripts", "tests", "conftest")
 

@@ -1,19 +1,17 @@
 """The real model under observation: what autograd saved, and how many bytes of tensors were alive."""
 
 import contextlib
-import weakref
 
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from cs_systems.device import DTYPES
 from cs_systems.kernels.apply import MODEL_KERNELS, apply_kernels, make_loss
 from cs_systems.model.apply import apply_attention, apply_checkpointing
 from cs_systems.model.transformer import TransformerLM
 from cs_systems.optim import AdamW
+from cs_systems.timing.live_bytes import LiveBytes
 
 LOWER = {"matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "linear", "scaled_dot_product_attention"}
 FP32 = {"exp", "log", "pow", "square", "rsqrt", "reciprocal", "softmax", "log_softmax", "sum", "logsumexp"}
@@ -99,38 +97,6 @@ def saved_bytes():
         return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
     return measure
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation returns, until the storage dies."""
-
-    def __init__(self, existing):
-        super().__init__()
-        self.known = set()
-        self.live = self.peak = 0
-        for tensor in existing:
-            self.count(tensor)
-
-    def count(self, tensor):
-        storage = tensor.untyped_storage()
-        key, num_bytes = storage._cdata, storage.nbytes()
-        if key in self.known:
-            return
-        self.known.add(key)
-        self.live += num_bytes
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self.forget, key, num_bytes)
-
-    def forget(self, key, num_bytes):
-        self.known.discard(key)
-        self.live -= num_bytes
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_flatten(result)[0]:
-            if isinstance(tensor, torch.Tensor):
-                self.count(tensor)
-        return result
 
 
 @pytest.fixture

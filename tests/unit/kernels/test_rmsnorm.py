@@ -56,10 +56,11 @@ def test_values_and_gradients(rmsnorm, device, assert_as_accurate, poisoned, dty
         assert_as_accurate(result, truth, low)
 
 
+@pytest.mark.parametrize("columns", [100, 16385])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_sum_is_exactly_that_of_torch_and_is_what_gets_normalised(rmsnorm, device, dtype):
-    x, residual = (torch.randn(6, 100, device=device).to(dtype) for _ in range(2))
-    weight = torch.randn(100, device=device)
+def test_the_sum_is_exactly_that_of_torch_and_is_what_gets_normalised(rmsnorm, device, dtype, columns):
+    x, residual = (torch.randn(3, columns, device=device).to(dtype) for _ in range(2))
+    weight = torch.randn(columns, device=device)
     y, total = rmsnorm(x, weight, EPS, residual)
     assert torch.equal(total, x + residual)
     assert torch.equal(y, rmsnorm(total, weight, EPS))
