@@ -58,9 +58,9 @@ profile: $(READY)  ## where the time of a step goes: tables and a page in result
 	@if command -v nsys >/dev/null && $(PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then \
 	  set -ex; nsys profile -t cuda,nvtx,cublas,osrt --sample=none --cpuctxsw=none -c cudaProfilerApi \
 	    --capture-range-end=stop -f true -o results/local/profile/nsys \
-	    $(PYTHON) profiling/run.py --name nsys $(ARGS); \
+	    $(PYTHON) profiling/run.py --name nsys --context-length 128 $(ARGS); \
 	  $(PYTHON) profiling/run.py report results/local/profile/nsys.nsys-rep --html results/local/profile/nsys.html; \
-	else set -ex; $(PYTHON) profiling/run.py $(ARGS); fi
+	else set -ex; $(PYTHON) profiling/run.py --context-length 128 $(ARGS); fi
 
 # Every step is bounded, the whole takes under nine minutes, and each record is on disk once it is measured.
 gpu: $(READY) check-gpu  ## on a GPU machine: tests, then attention, kernels and training into RESULTS=results/...

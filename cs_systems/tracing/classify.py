@@ -60,7 +60,7 @@ def shown_name(kernel: Kernel) -> str:
     if kernel.kind != "kernel":
         return kernel.name
     short = short_name(kernel.name)
-    argument = _FIRST_ARGUMENT.search(kernel.name[:_READ]) if short in _TEMPLATES else None
+    argument = _FIRST_ARGUMENT.search(kernel.name) if short in _TEMPLATES else None
     return argument[1] if argument else short
 
 

@@ -60,9 +60,9 @@ def peak_table(runs: Sequence[tuple[Trace, RunFacts | None]]) -> Table:
     """Runs side by side: the peak of each phase as recorded, with what was there before, and as predicted."""
     rows = []
     for trace, facts in runs:
-        if facts is None or not trace.memory:
-            continue
         recorded = {row["phase"]: row["peak_bytes"] for row in reversed(memory_by_phase(trace).rows)}
+        if facts is None or not recorded.keys() & set(PHASES):
+            continue
         base = facts.base_bytes if trace.meta.get("device") == "cpu" else 0
         row = {name: getattr(facts, name) for name in _RUN} | {"base_bytes": facts.base_bytes}
         row |= {f"{phase}_bytes": base + recorded[phase] for phase in PHASES if phase in recorded}
@@ -71,7 +71,8 @@ def peak_table(runs: Sequence[tuple[Trace, RunFacts | None]]) -> Table:
             row["predicted_bytes"] = max(facts.predicted_bytes.values())
             row["ratio"] = row["predicted_bytes"] / row["peak_bytes"]
         rows.append(row)
-    varying = [name for name in _RUN if len({row[name] for row in rows}) > 1 or name in ("model", "seq_len")]
+    always = ("model", "seq_len")
+    varying = [name for name in _RUN if len({row[name] for row in rows}) > 1 or name in always]
     columns = [
         *(Column(name, title, align="left", raw_only=name not in varying) for name, title in _RUN.items()),
         *(

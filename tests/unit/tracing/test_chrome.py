@@ -96,6 +96,19 @@ def test_one_launch_of_a_graph_launches_all_its_kernels(make_run, tmp_path):
     assert paths(read_chrome(run.write_chrome(tmp_path / "a.json"))) == [("forward",), ("forward",)]
 
 
+def test_a_call_inside_the_launch_call_does_not_take_its_place(tmp_path):
+    """The runtime calls the driver under the same number; events without any number launch nothing."""
+    events = [
+        event("cuLaunchKernel", 12, 1, "cuda_driver", correlation=5),
+        event("cudaLaunchKernel", 10, 9, "cuda_runtime", correlation=5),
+        event("cudaFree", 0, 1, "cuda_runtime"),
+        event("joined", 50, 1, "kernel", correlation=5), event("alone", 60, 1, "kernel"),
+    ]  # fmt: skip
+    joined, alone = read_chrome(write(tmp_path / "a.json", events)).kernels
+    assert (joined.launch_start_ns, joined.launch_end_ns) == (10 * US, 19 * US)
+    assert alone.launch_start_ns is None
+
+
 def test_launches_without_any_kernel_are_told_of(tmp_path):
     launch = event("cudaLaunchKernel", 1, 1, "cuda_runtime", correlation=5)
     trace = read_chrome(write(tmp_path / "a.json", [launch, event("aten::mm", 0, 5)]))

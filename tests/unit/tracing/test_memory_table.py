@@ -2,8 +2,8 @@
 
 import pytest
 
-from cs_systems.tracing.memory_table import memory_by_phase
-from cs_systems.tracing.trace import MemoryEvent, Range, Trace
+from cs_systems.tracing.memory_table import memory_by_phase, peak_table
+from cs_systems.tracing.trace import MemoryEvent, Range, RunFacts, Trace
 
 RANGES = [
     Range("forward", 100, 200, 1, 1), Range("backward", 200, 300, 1, 1), Range("forward", 500, 600, 1, 1),
@@ -63,3 +63,41 @@ def test_what_the_totals_lack_is_said(tool, device, said):
 
 def test_without_events_there_are_no_rows():
     assert memory_by_phase(Trace(RANGES, [], [])).rows == []
+
+
+def make_run(**facts):
+    ranges = [Range("forward", 0, 10, 1, 1), Range("backward", 10, 20, 1, 1)]
+    memory = [
+        MemoryEvent(5, 100, 100, "cpu"),
+        MemoryEvent(15, 50, 150, "cpu"),
+        MemoryEvent(16, -150, 0, "cpu"),
+    ]
+    given = {
+        "model": "toy", "num_layers": 1, "num_heads": 1, "d_head": 8, "batch_size": 1, "seq_len": 4, "steps": 1,
+        "mode": "train-step", "precision": "fp32", "attention": "naive", "device": "cpu", "command": "x",
+    }  # fmt: skip
+    return Trace(ranges, [], memory, {"device": "cpu"}), RunFacts(**given | facts)
+
+
+def test_peaks_side_by_side_count_what_was_there_before_and_show_the_prediction():
+    runs = [
+        make_run(base_bytes=1000, predicted_bytes={"forward": 1200, "backward": 1380}),
+        make_run(base_bytes=10, checkpoint_blocks=2),
+    ]
+    table = peak_table(runs)
+    first, second = table.rows
+    assert (first["forward_bytes"], first["backward_bytes"], first["peak_bytes"]) == (1100, 1150, 1150)
+    assert (first["predicted_bytes"], first["ratio"]) == (1380, 1.2)
+    assert second["peak_bytes"] == 160
+    assert "predicted_bytes" not in second
+    assert [column.title for column in table.columns if not column.raw_only][:3] == [
+        "Model",
+        "Context",
+        "Checkpoint",
+    ]
+
+
+def test_runs_without_facts_memory_or_phases_have_no_peaks():
+    trace, facts = make_run()
+    without_phases = Trace([], [], trace.memory, trace.meta)
+    assert peak_table([(trace, None), (Trace([], []), facts), (without_phases, facts)]).rows == []

@@ -131,6 +131,16 @@ def test_numbers_of_launches_belong_to_a_process(make_run, tmp_path):
     }  # fmt: skip
 
 
+def test_a_call_inside_the_launch_call_does_not_take_its_place(make_run, tmp_path):
+    """The runtime calls the driver under the same number, and the inner call may stand first."""
+    run = make_run()
+    run.range("forward", 0, US)
+    run.kernel("k", 10 * US, US)
+    run.launches.insert(0, ("cuLaunchKernel", 11 * US, 12 * US, 1234, 100, 1))
+    (kernel,) = read_sqlite(run.write_sqlite(tmp_path / "a.sqlite")).kernels
+    assert (kernel.launch_start_ns, kernel.launch_end_ns) == (10 * US, 15 * US)
+
+
 def test_without_the_process_of_kernels_a_number_counts_if_it_is_the_only_one(make_run, golden, tmp_path):
     no_process = {"drop": ["globalPid"]}
     usual = read_sqlite(golden.write_sqlite(tmp_path / "a.sqlite"))
