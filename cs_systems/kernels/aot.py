@@ -29,6 +29,7 @@ PROGRAM = "-m cs_systems.kernels.aot"
 MODULES = (
     "weighted_sum",
     "softmax",
+    "flash_attention",
     "rmsnorm",
     "rope",
     "swiglu",

@@ -1,11 +1,10 @@
 """FlashAttention-2 on a GPU: softmax(q k^T / sqrt(d_head)) v without ever writing the scores to memory.
 
-For every score, the formula in eager PyTorch moves 8 numbers through memory forward (product; scale; mask;
-softmax; product with v) and 11 backward: in bf16 16 + 22 bytes, 640 KB + 880 KB for one query of one head that
-sees 40 960 keys. The kernels read q, k, v and write o: in bf16 8 bytes for each of the d_head numbers of a token,
-plus one fp32 log-sum-exp, and read k and v again for each block of queries, mostly from the L2 cache. Backward
-computes the scores twice more, once for dq and once for dk and dv: more arithmetic, in exchange for hardly any
-memory.
+Eager PyTorch moves each score 8 times forward (product; scale; mask; softmax; product with v) and 11 times
+backward. For a head of size 64 with 4096 queries and keys in bf16 that is 268 MB and 369 MB. The kernels read
+q, k, v and write o and one fp32 number a query, 2.1 MB; backward reads and writes 6.4 MB. They read k and v
+again for each block of queries, mostly from the L2 cache. The price is arithmetic: backward computes the
+scores twice, once for dq and once for dk and dv, and so has 7 matrix products where eager has 4.
 
 `flash_kernels.py` holds the kernels, `flash_configs.py` the sizes of their tiles. Here are the functions that
 allocate and launch, the `autograd.Function`, and what people call.
@@ -16,7 +15,6 @@ import itertools
 from typing import Any
 
 import torch
-import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -30,6 +28,7 @@ from cs_systems.kernels.tuning import cached_config
 
 MAX_HEAD_DIM = 128
 
+_FP32_POINTERS = ("lse_ptr", "lse2_ptr", "delta_ptr", "slopes_ptr")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.float64: "fp64"}
 _capability = functools.cache(compute_capability)
 
@@ -79,13 +78,15 @@ def split_head_dim(head_dim: int, dtype: torch.dtype) -> tuple[int, int]:
     """Widths of the one or two pieces of a row: powers of two from 16 on, 0 for no second piece.
 
     80 is 64 + 16, and 40 is 32 + 16, of which 8 are masked; where two pieces save nothing, there is one.
-    128 numbers of fp32, taken apart for exact products, are too many for registers: they are 64 + 64.
+    Exact products of fp32 need many registers: there a piece has at most 64 numbers, and a second one at
+    least 32, because with 16 the compiled kernels spill.
     """
+    is_fp32 = dtype == torch.float32
     whole = max(16, next_power_of_2(head_dim))
     half = whole // 2
-    rest = max(16, next_power_of_2(head_dim - half))
-    too_wide = whole == 128 and dtype == torch.float32
-    return (half, rest) if half >= 16 and (half + rest < whole or too_wide) else (whole, 0)
+    rest = max(32 if is_fp32 else 16, next_power_of_2(head_dim - half))
+    saves = half >= 16 and half + rest < whole
+    return (half, rest) if saves or (is_fp32 and whole > 64) else (whole, 0)
 
 
 def _constants(q: Tensor, k: Tensor, is_causal: bool, config: TileConfig) -> dict[str, Any]:
@@ -202,7 +203,9 @@ class FlashAttention(torch.autograd.Function):
         """dq, dk, dv."""
         q, k, v, o, lse, *slopes = ctx.saved_tensors
         do, q4, k, v, o = _with_heads(do, q, k, v, o)
-        gradients = flash_backward(do, q4, k, v, o, lse.view(q4.shape[:3]), ctx.is_causal, *(slopes or [None]))
+        gradients = flash_backward(
+            do, q4, k, v, o, lse.view(q4.shape[:3]), ctx.is_causal, *(slopes or [None])
+        )
         if q.ndim == 3:
             gradients = [gradient.squeeze(1) for gradient in gradients]
         return *gradients, None, None
@@ -250,7 +253,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, alibi_slopes: Tenso
         raise ValueError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: convert them to one dtype")
     if not 1 <= head_dim <= MAX_HEAD_DIM:
         raise UnsupportedError(
-            f"flash attention is for head sizes from 1 to {MAX_HEAD_DIM}, not {head_dim}; use --attention sdpa"
+            f"flash attention takes head sizes from 1 to {MAX_HEAD_DIM}, not {head_dim}; use --attention sdpa"
         )
     num_heads, num_kv_heads = q.shape[1:-2].numel(), k.shape[1:-2].numel()  # 1 where there is no such axis
     if num_kv_heads == 0 or num_heads % num_kv_heads:
@@ -279,10 +282,13 @@ def variants(capability: tuple[int, int]) -> list[Variant]:
             config = choose_config(name, head_dim, q.dtype, capability)
             constants = _constants(q, k, is_causal, config)
             num_warps, num_stages = constants.pop("num_warps"), constants.pop("num_stages")
-            types = {argument: f"*{dtype}" for argument in kernel.arg_names if argument.endswith("_ptr")}
-            types |= {argument: "*fp32" for argument in _FP32 if argument in types}
+            pointers = [argument for argument in kernel.arg_names if argument.endswith("_ptr")]
+            types = {
+                argument: "*fp32" if argument in _FP32_POINTERS else f"*{dtype}" for argument in pointers
+            }
             if not has_alibi:
-                constants["slopes_ptr"] = types.pop("slopes_ptr") and None
+                constants["slopes_ptr"] = None
+                del types["slopes_ptr"]
             divisible = tuple(argument for argument in kernel.arg_names if argument.endswith("_stride"))
             found.append(
                 Variant(kernel, label, types, constants, num_warps, num_stages,

@@ -1,4 +1,4 @@
-"""The three Triton kernels of FlashAttention-2: forward, dq, and dk with dv. `flash_attention.py` launches them.
+"""The three Triton kernels of FlashAttention-2: forward, dq, dk with dv. `flash_attention.py` launches them.
 
 The algorithm and its names are those of `flash_attention_torch.py`; read that first. Here a program works on
 one block of one head and holds one tile of scores, BLOCK_M queries by BLOCK_N keys, in registers. In forward
@@ -7,8 +7,8 @@ one writer, nothing is added atomically, and results repeat to the last bit.
 
 What keeps the tensor cores busy:
 - exp is exp2, one instruction; scaling, log2(e) and subtracting the maximum are one multiply-add before it.
-- Tiles that are seen whole compare no positions. Only those on the diagonal or at a ragged end are masked: the
-  same loop is compiled twice, without masks and with them. Tiles that nobody sees are not visited.
+- Tiles that are seen whole compare no positions; only those on the diagonal or at a ragged end do. The same
+  loop is compiled twice, without masks and with them. Tiles that nobody sees are not visited.
 - Under a causal mask programs differ in length, and the longest start first.
 - A head size such as 80 is split into powers of two, 64 + 16, where padding to 128 would waste 3/8 of the
   work. Rows of a tile are therefore a tuple of one or two pieces, which the first functions here deal with.
@@ -62,17 +62,25 @@ def load_vector(pointer, num_rows, other, ROWS: tl.constexpr, RAGGED: tl.constex
 
 
 @jit
+def store_piece(
+    pointer, row_stride, num_rows, piece, FIRST: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """Write columns of rows, rounded to the type of the memory."""
+    row, column = tl.arange(0, ROWS)[:, None], FIRST + tl.arange(0, WIDTH)[None, :]
+    address = pointer + row * row_stride + column
+    tl.store(address, cast(piece, pointer.dtype.element_ty), mask=(row < num_rows) & (column < HEAD_DIM))
+
+
+@jit
 def store_rows(
     pointer, row_stride, num_rows, rows, factor, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
     D0: tl.constexpr, D1: tl.constexpr,
 ):  # fmt: skip
-    """Write rows * factor, rounded to the type of the memory."""
-    row = tl.arange(0, ROWS)[:, None]
-    for i in tl.static_range(len(rows)):
-        column = i * D0 + tl.arange(0, D1 if i else D0)[None, :]
-        value = cast(rows[i] * factor, pointer.dtype.element_ty)
-        mask = (row < num_rows) & (column < HEAD_DIM)
-        tl.store(pointer + row * row_stride + column, value, mask=mask)
+    """Write rows * factor."""
+    store_piece(pointer, row_stride, num_rows, rows[0] * factor, 0, D0, ROWS, HEAD_DIM)
+    if D1 > 0:
+        store_piece(pointer, row_stride, num_rows, rows[1] * factor, D0, D1, ROWS, HEAD_DIM)
 
 
 @jit
@@ -114,7 +122,7 @@ def inner_products(a, b, ACC: tl.constexpr, PRECISION: tl.constexpr):
 
 @jit
 def load_slope(slopes_ptr, head, HEAD_DIM: tl.constexpr, ACC: tl.constexpr):
-    """The ALiBi slope of a head, for scores that are yet to be scaled by HEAD_DIM ** -0.5; 0 without ALiBi."""
+    """The ALiBi slope of a head for scores that HEAD_DIM ** -0.5 is yet to scale; 0 without ALiBi."""
     if slopes_ptr is None:
         return 0.0
     else:
@@ -146,7 +154,7 @@ def unscaled_scores(
 def key_stretches(
     first_query, num_keys, IS_CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """Where the keys that all of a block of queries see in whole tiles end, and where the last visible ones."""
+    """Ends of two stretches of keys: tiles that a block of queries sees whole, and the rest that it sees."""
     if IS_CAUSAL:
         whole_end = tl.minimum(first_query, num_keys) // BLOCK_N * BLOCK_N
         return whole_end, tl.minimum(first_query + BLOCK_M, num_keys)
@@ -341,9 +349,8 @@ def flash_dkdv_kernel(
                 IS_CAUSAL, slopes_ptr is not None, STRETCH != 1, ACC, PRECISION,
             )  # fmt: skip
             number = (batch * num_kv_heads * GROUP + head) * num_queries + first_query
-            lse2 = load_vector(
-                lse2_ptr + number, queries_left, float("inf"), BLOCK_M, STRETCH == 2
-            )  # p = 0 beyond
+            # As in dq, inf makes the weights of queries that do not exist 0.
+            lse2 = load_vector(lse2_ptr + number, queries_left, float("inf"), BLOCK_M, STRETCH == 2)
             p = tl.exp2(s * scale - lse2[None, :])
             do = load_rows(
                 do_ptr + batch * do_batch_stride + head * do_head_stride + row * do_row_stride,

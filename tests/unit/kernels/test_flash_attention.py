@@ -1,5 +1,6 @@
 """FlashAttention in Triton against the formula: values, gradients, layouts, and what torch expects of it."""
 
+import itertools
 import math
 
 import pytest
@@ -85,18 +86,17 @@ def test_as_accurate_as_the_formula_in_the_same_precision(
         assert_as_accurate(result, true, low, factor=factor)
 
 
-@settings(max_examples=30, derandomize=True, deadline=None)
+@settings(max_examples=12, derandomize=True, deadline=None)
 @given(
-    num_queries=st.integers(1, 50), num_keys=st.integers(1, 50), head_dim=st.sampled_from(HEAD_DIMS),
-    num_kv_heads=st.integers(1, 2), group=st.integers(1, 2), mask=st.sampled_from(MASKS),
+    num_queries=st.integers(1, 40), num_keys=st.integers(1, 40), head_dim=st.sampled_from(HEAD_DIMS),
+    heads=st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2)]), mask=st.sampled_from(MASKS),
     block_m=st.sampled_from([16, 32, 64]), block_n=st.sampled_from([16, 32, 64]),
 )  # fmt: skip
 def test_any_shape_mask_and_tile(
-    flash, device, exact, num_queries, num_keys, head_dim, num_kv_heads, group, mask, block_m, block_n
+    flash, device, exact, num_queries, num_keys, head_dim, heads, mask, block_m, block_n
 ):
-    num_heads = num_kv_heads * group
-    inputs = make(device, exact, num_queries, num_keys, head_dim, num_heads, num_kv_heads)
-    options = mask_options(mask, num_heads, device)
+    inputs = make(device, exact, num_queries, num_keys, head_dim, *heads)
+    options = mask_options(mask, heads[0], device)
     with pytest.MonkeyPatch.context() as monkeypatch:
         set_tiles(flash, monkeypatch, block_m, block_n)
         ours = run(flash.flash_attention, *inputs, **options)
@@ -125,17 +125,31 @@ def test_shapes_of_models(flash, device, exact, num_heads, num_kv_heads, head_di
     assert_same(run(flash.flash_attention, *inputs), run(reference.attention, *inputs))
 
 
-@pytest.mark.parametrize("head_dim", range(1, 129))
-def test_a_head_size_is_split_without_waste(flash, head_dim):
-    for dtype in (torch.bfloat16, torch.float32):
+def test_a_head_size_is_split_without_waste(flash):
+    for head_dim, dtype in itertools.product(range(1, 129), (torch.bfloat16, torch.float32)):
         pieces = [width for width in flash.split_head_dim(head_dim, dtype) if width]
         assert all(width >= 16 and width.bit_count() == 1 for width in pieces)
         assert pieces == sorted(pieces, reverse=True)
-        # No third piece and no smaller second one would do: what is padded is less than the last piece.
-        assert sum(pieces) - pieces[-1] < head_dim <= sum(pieces)
-        whole = max(16, 1 << (head_dim - 1).bit_length())
-        assert sum(pieces) <= whole
-    assert flash.split_head_dim(80, torch.bfloat16) == (64, 16)
+        assert head_dim <= sum(pieces) <= max(16, 1 << (head_dim - 1).bit_length())
+        if dtype == torch.bfloat16 and head_dim > 16:
+            assert sum(pieces) < head_dim + 16 or len(pieces) == 1 or pieces[1] // 2 < head_dim - pieces[0]
+        else:
+            assert max(pieces) <= 64
+    sizes = (40, 64, 80, 96, 128)
+    assert [flash.split_head_dim(size, torch.bfloat16) for size in sizes] == [
+        (32, 16),
+        (64, 0),
+        (64, 16),
+        (64, 32),
+        (128, 0),
+    ]
+    assert [flash.split_head_dim(size, torch.float32) for size in sizes] == [
+        (64, 0),
+        (64, 0),
+        (64, 32),
+        (64, 32),
+        (64, 64),
+    ]
 
 
 def layouts(shape):
@@ -174,16 +188,21 @@ def test_results_have_the_memory_order_of_their_inputs(flash, device):
         assert [gradient.stride() for gradient in gradients] == [x.stride() for x in (q, k, v)]
 
 
-def test_offsets_beyond_32_bits(flash, device):
-    """Batches and heads 2^31 elements apart, in memory of which hardly a page is ever touched."""
+@pytest.mark.parametrize(
+    ("shape", "strides"), [((1, 3, 4, 16), (0, 2**30, 16, 1)), ((1, 1, 33, 16), (0, 0, 2**26, 1))]
+)
+def test_offsets_beyond_32_bits(flash, device, tiles, shape, strides):
+    """The last head, or the last row, lies 2^31 numbers away, in memory of which few pages are touched."""
+    tiles(16, 16)
     memory = torch.empty(2**31 + 2**10, dtype=torch.float16, device=device)
-    inputs = make(device, torch.float16, 4, 4, 16, 2, 2, batch_size=1)
-    far = [memory.as_strided((1, 2, 4, 16), (0, 2**31, 16, 1), 64 * i) for i in range(4)]
+    inputs = make(device, torch.float16, shape[2], shape[2], 16, shape[1], shape[1])
+    far = [memory.as_strided(shape, strides, 64 * i) for i in range(4)]
     for place, tensor in zip(far, inputs, strict=True):
         place.copy_(tensor)
     assert all(map(torch.equal, run(flash.flash_attention, *far), run(flash.flash_attention, *inputs)))
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, for arithmetic on nan
 @pytest.mark.parametrize("position", [0, 1, 20, 39])
 def test_nan_in_a_key_is_seen_by_later_queries_only(flash, device, exact, tiles, position):
     tiles(32, 16)
@@ -215,7 +234,7 @@ def test_large_scores(flash, device, exact, tiles):
             ours = run(flash.flash_attention, *inputs, is_causal=is_causal)
             truth = run(reference.attention, *inputs, is_causal=is_causal)
             for result, true in zip(ours, truth, strict=True):
-                assert (result - true).norm() <= 1e-3 * true.norm() + 1e-12
+                assert (result - true).norm() <= 1e-3 * true.norm() + 1e-8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -313,12 +332,11 @@ def test_autocast_converts_all_three(flash, device):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed(flash, device, exact, reentrant):
-    inputs = make(device, exact, 9, 9, 16)
-
-    def checkpointed(q, k, v):
-        return checkpoint(flash.flash_attention, q, k, v, use_reentrant=reentrant)
-
-    assert_same(run(checkpointed, *inputs), run(flash.flash_attention, *inputs))
+    q, k, v, do = make(device, exact, 9, 9, 16)
+    truth = run(flash.flash_attention, q, k, v, do)
+    leaves = [tensor.requires_grad_() for tensor in (q, k, v)]
+    checkpoint(flash.flash_attention, *leaves, use_reentrant=reentrant).backward(do)
+    assert_same([leaf.grad for leaf in leaves], truth[1:])
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch does it itself

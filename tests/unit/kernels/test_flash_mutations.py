@@ -19,8 +19,8 @@ MISTAKES = {
     "a query does not see itself": ("(key <= query)", "(key < query)"),
     "a query sees the next key": ("(key <= query)", "(key <= query + 1)"),
     "keys beyond the end": ("visible = key < num_keys", "visible = key < num_keys + 1"),
-    "the diagonal is taken for whole": ("tl.minimum(first_query, num_keys)", "tl.minimum(first_query + 16, num_keys)"),
-    "last keys not visited": ("tl.minimum(first_query + BLOCK_M, num_keys)", "tl.minimum(first_query + 1, num_keys)"),
+    "the diagonal is taken for whole": ("(first_query, num_keys) //", "(first_query + 16, num_keys) //"),
+    "last keys not visited": ("first_query + BLOCK_M, num_keys", "first_query + 1, num_keys"),
     "lse in base 2": ("(m + tl.log2(l)) * LN_2", "m + tl.log2(l)"),
     "lse without the maximum": ("(m + tl.log2(l))", "tl.log2(l)"),
     "the sum does not shrink": ("l = l * alpha +", "l = l +"),
@@ -37,14 +37,14 @@ MISTAKES = {
     "ragged end of queries not visited": ("num_queries\n        num_tiles", "whole_end\n        num_tiles"),
     "weights of queries that do not exist": ('queries_left, float("inf")', "queries_left, 0.0"),
     "rows beyond the end read": ("if RAGGED or FIRST", "if FIRST"),
-    "columns beyond the head size read": ("mask=(row < num_rows) & (column < HEAD_DIM), other", "mask=row < num_rows, other"),
+    "columns beyond the head size read": (" & (column < HEAD_DIM), other", ", other"),
     "ALiBi scaled": (".to(ACC) * HEAD_DIM**0.5", ".to(ACC)"),
     "ALiBi the wrong way round": ("(key - query)", "(query - key)"),
     "ALiBi of the first head": ("slopes_ptr + head)", "slopes_ptr)"),
-    "results cut off, not rounded": ("value = cast(rows[i] * factor, pointer.dtype.element_ty)", "value = (rows[i] * factor).to(pointer.dtype.element_ty)"),
+    "results cut off, not rounded": ("cast(piece, pointer", "piece.to(pointer"),
 }  # fmt: skip
-SHAPES = ((1, 3, 40, 43, 24), (1, 2, 37, 20, 48))
-"""batch, heads, queries, keys, head size, for one key head: one padded piece, and two pieces."""
+# batch, query heads, key heads, queries, keys, head size: one padded piece with ALiBi, and two pieces.
+SHAPES = {"alibi": (1, 2, 1, 40, 43, 24), "full": (1, 4, 2, 37, 20, 80)}
 
 
 @pytest.fixture(scope="module")
@@ -81,40 +81,43 @@ def use_kernels_of(source, flash, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def cases(device):
-    """Inputs that lie in nan, options, and the right results with the log-sum-exp, for each quick check."""
+    """q, k, v, the gradient of o, each with nan around it, options, and the right o, lse, dq, dk, dv."""
     torch.manual_seed(0)
     found = []
-    for (batch_size, num_heads, num_queries, num_keys, head_dim), is_causal in zip(
-        SHAPES, (True, False), strict=True
-    ):
+    for mask, (batch_size, num_heads, num_kv_heads, num_queries, num_keys, head_dim) in SHAPES.items():
+        sizes = (num_heads, num_queries), (num_kv_heads, num_keys), (num_kv_heads, num_keys)
         inputs = []
-        for heads, rows in ((num_heads, num_queries), (1, num_keys), (1, num_keys), (num_heads, num_queries)):
+        for heads, rows in (*sizes, (num_heads, num_queries)):
             around = torch.full((batch_size, heads, rows + 64, head_dim + 64), torch.nan, device=device)
             inputs.append(around[:, :, :rows, :head_dim].normal_())
-        slopes = torch.linspace(0.1, 0.5, num_heads, device=device) if is_causal else None
-        options = {"is_causal": is_causal, "alibi_slopes": slopes}
-        found.append((inputs, options, results(reference.attention, *inputs, **options)))
+        # A steep negative slope: 2^score of a query that does not exist would be infinite.
+        slopes = torch.tensor([-20, 0.3], device=device) if mask == "alibi" else None
+        found.append((inputs, mask == "alibi", slopes, true_results(*inputs, mask == "alibi", slopes)))
     return found
 
 
-def results(function, q, k, v, do, **options):
+def true_results(q, k, v, do, is_causal, slopes):
     q, k, v = (tensor.detach().requires_grad_() for tensor in (q, k, v))
-    o = function(q, k, v, **options)
-    return o.detach(), *torch.autograd.grad(o, (q, k, v), do)
+    o = reference.attention(q, k, v, is_causal=is_causal, alibi_slopes=slopes)
+    # Values of 1 at the first key and 0 elsewhere give that key's weight, exp(score - lse).
+    first = torch.zeros_like(v)
+    first[:, :, 0] = 1
+    weight = reference.attention(q, k, first, is_causal=is_causal, alibi_slopes=slopes)[..., 0]
+    score = (q * k[:, :, :1].repeat_interleave(q.shape[1] // k.shape[1], 1)).sum(-1) * q.shape[-1] ** -0.5
+    if slopes is not None:
+        score = score - slopes[:, None] * torch.arange(q.shape[2], device=q.device)
+    return o.detach(), (score - weight.log()).detach(), *torch.autograd.grad(o, (q, k, v), do)
 
 
 def quick_check(flash, cases):
-    """Both masks, ALiBi, shared key heads, ragged ends, one piece and two; lse; rounding to bf16."""
-    for (q, k, v, do), options, truth in cases:
-        o, lse = flash.flash_forward(q, k, v, *options.values())
-        torch.testing.assert_close(o, truth[0], rtol=1e-4, atol=1e-4)
-        scores = q @ k.mT * q.shape[-1] ** -0.5
-        if not options["is_causal"]:
-            torch.testing.assert_close(lse, scores.logsumexp(-1), rtol=1e-4, atol=1e-4)
-        ours = results(flash.flash_attention, q, k, v, do, **options)
-        torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-4)
+    """Both masks, ALiBi, shared key heads, ragged ends, one piece and two, and rounding to bf16."""
+    for (q, k, v, do), is_causal, slopes, truth in cases:
+        o, lse = flash.flash_forward(q, k, v, is_causal, slopes)
+        torch.testing.assert_close((o, lse), truth[:2], rtol=1e-4, atol=1e-4)
+        gradients = flash.flash_backward(do, q, k, v, o, lse, is_causal, slopes)
+        torch.testing.assert_close(gradients, truth[2:], rtol=1e-4, atol=1e-4)
     q, k, v = torch.zeros(
-        3, 1, 1, 16, 16, device=q.device, dtype=torch.bfloat16
+        3, 1, 1, 16, 16, device=o.device, dtype=torch.bfloat16
     )  # equal weights: exact means
     o, _ = flash.flash_forward(q, k, v.normal_(), False, None)
     assert torch.equal(o, v.float().mean(2, keepdim=True).bfloat16().expand_as(o))

@@ -73,8 +73,9 @@ def make_run(**facts):
         MemoryEvent(16, -150, 0, "cpu"),
     ]
     given = {
-        "model": "toy", "num_layers": 1, "num_heads": 1, "d_head": 8, "batch_size": 1, "seq_len": 4, "steps": 1,
-        "mode": "train-step", "precision": "fp32", "attention": "naive", "device": "cpu", "command": "x",
+        "model": "toy", "num_layers": 1, "num_heads": 1, "d_head": 8, "batch_size": 1, "seq_len": 4,
+        "steps": 1, "mode": "train-step", "precision": "fp32", "attention": "naive",
+        "device": "cpu", "command": "x",
     }  # fmt: skip
     return Trace(ranges, [], memory, {"device": "cpu"}), RunFacts(**given | facts)
 
