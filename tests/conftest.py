@@ -56,6 +56,9 @@ def fixed_seed_and_restored_state():
 @pytest.fixture
 def no_shape_checks():
     """Switch the shape checks off: torch.compile cannot trace a checked function."""
+    import torch
+
+    torch.compiler.reset()  # a wrapper shared by many tests may be compiled eight times, no more
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield

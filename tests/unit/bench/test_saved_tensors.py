@@ -126,6 +126,12 @@ def test_a_storage_is_counted_once_and_what_is_left_out_is_not_counted():
     assert len(largest_first) == 3
 
 
+def test_a_view_keeps_its_whole_storage():
+    y = torch.ones(10, requires_grad=True).exp()
+    (saved,) = saved_by_operation(y[8:] * y[8:], set())
+    assert (saved.operation, saved.shape, saved.num_bytes) == ("Mul", (2,), 40)
+
+
 def test_tensors_of_an_own_function_are_found():
     class Twice(torch.autograd.Function):
         @staticmethod
