@@ -82,6 +82,13 @@ def peak_table(runs: Sequence[tuple[Trace, RunFacts | None]]) -> Table:
         Column("ratio", "Predicted", "of peak", format=lambda ratio: f"{ratio:.2f}x"),
     ]
     notes = ["base: parameters and optimizer state; the peak of each phase includes it"]
+    predicted = [row for row in rows if "predicted_bytes" in row]
+    if predicted and len({row["checkpoint_blocks"] for row in rows}) > 1:
+        best, expected = (
+            min(among, key=lambda row: row[key])["checkpoint_blocks"]
+            for among, key in ((rows, "peak_bytes"), (predicted, "predicted_bytes"))
+        )
+        notes.append(f"lowest peak with {best} blocks a checkpoint; by the prediction with {expected}")
     return Table("Peak memory of tensors by phase", columns, rows, notes if rows else [])
 
 

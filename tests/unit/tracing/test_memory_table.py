@@ -90,6 +90,7 @@ def test_peaks_side_by_side_count_what_was_there_before_and_show_the_prediction(
     assert (first["forward_bytes"], first["backward_bytes"], first["peak_bytes"]) == (1100, 1150, 1150)
     assert (first["predicted_bytes"], first["ratio"]) == (1380, 1.2)
     assert second["peak_bytes"] == 160
+    assert "lowest peak with 2 blocks a checkpoint; by the prediction with 0" in table.notes
     assert "predicted_bytes" not in second
     assert [column.title for column in table.columns if not column.raw_only][:3] == [
         "Model",
