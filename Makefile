@@ -30,7 +30,7 @@ endif
 
 help:  ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo 'Variables: ARGS="--flag value" (passed on)   PY=python3.12   VENV=folder   USE_SYSTEM=1 (no venv, no install)'
+	@echo 'Variables: ARGS="--flag value" (passed on)   PY=python3.12   VENV=folder   RESULTS=folder   USE_SYSTEM=1 (no venv, no install)'
 
 setup: $(READY)  ## create or refresh .venv with the tested versions (the others do it when needed)
 	@echo 'ready: $(PYTHON)'
@@ -63,7 +63,7 @@ profile: $(READY)  ## where the time of a step goes: tables and a page in result
 	else set -ex; $(PYTHON) profiling/run.py --context-length 128 $(ARGS); fi
 
 # Every step is bounded, the whole takes under nine minutes, and each record is on disk once it is measured.
-gpu: $(READY) check-gpu  ## on a GPU machine: tests, then attention, kernels and training into RESULTS=results/...
+gpu: $(READY) check-gpu  ## on a GPU machine: tests, then attention, kernels and training into RESULTS
 	mkdir -p $(RESULTS)
 	$(PYTHON) -m pytest -q $(PYTEST_FLAGS) tests/unit/kernels tests/unit/test_device.py
 	$(PYTHON) -m cs_systems.bench.attention --preset leaderboard --output $(RESULTS)/attention.jsonl --resume
@@ -105,7 +105,8 @@ check-system:
 check-gpu:
 	@$(PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || { \
 	  echo 'No usable GPU here: this target is for a machine with an NVIDIA GPU and a CUDA build of torch.'; \
-	  echo 'On such a machine: make gpu USE_SYSTEM=1 RESULTS=results/local/NAME. Without one: make attention.'; \
+	  echo 'There: make tune USE_SYSTEM=1, or make gpu USE_SYSTEM=1 RESULTS=results/local/NAME.'; \
+	  echo 'Without one: make attention, make kernels, make profile.'; \
 	  exit 1; } >&2
 
 # `ready` is written last: whatever interrupts a set-up, the next make continues it. `incomplete` stands in a

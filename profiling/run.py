@@ -16,6 +16,7 @@ Exit codes: 0 done, 1 a case did not fit or a file could not be stored, 2 bad us
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import sys
@@ -241,15 +242,26 @@ def make_cases(args: argparse.Namespace) -> list[Case]:
 
 
 def stem(case: Case, cases: Sequence[Case]) -> str:
-    """Name of the files of a case: the model, the context length, and whatever else differs between cases."""
+    """Name of the files of a case: model, context length, what is unusual, and what differs between cases.
+
+    The label of a model tells what was changed in it, but for the size of its vocabulary.
+    """
+    mine, usual = case.settings(), dataclasses.asdict(WorkloadConfig())
     settings = [other.settings() for other in cases]
-    mine = case.settings()
-    differing = [name for name in mine if len({str(other[name]) for other in settings}) > 1]
-    shape = ("model", "context_length")
-    # The label of a model tells what was changed in it, but for the size of its vocabulary.
-    fields = {"vocab_size", *field_names(WorkloadConfig, TimingConfig)}
-    words = [str(mine[name]) for name in (*shape, *(name for name in differing if name in fields))]
-    return "-".join(words).replace("/", "_").replace(" ", "_")
+    apart = ("batch_size", "device", "threads", "seed")  # worth a word only where they differ
+    words = [mine["model"], mine["context_length"]]
+    if len({other["vocab_size"] for other in settings if other["model"] == mine["model"]}) > 1:
+        words.append(mine["vocab_size"])
+    for name in (*usual, *STEPS):
+        differs = len({str(other[name]) for other in settings}) > 1
+        if differs or (name in usual and name not in apart and mine[name] != usual[name]):
+            words.append(word_for(name, mine[name]))
+    return "-".join(map(str, words)).replace("/", "_").replace(" ", "_")
+
+
+def word_for(name: str, value: object) -> str:
+    """A setting as part of a file name: a word speaks for itself, a number or a switch does not."""
+    return value if isinstance(value, str) else f"{name}_{value}"
 
 
 def print_run(path: pathlib.Path, trace: Trace, facts: RunFacts | None, args: argparse.Namespace) -> None:
@@ -266,7 +278,10 @@ def origin(trace: Trace, facts: RunFacts | None) -> str:
     tool, device = trace.meta.get("tool"), trace.meta.get("device")
     if facts is None:
         return f"recorded by {tool} on {device}"
-    parts = [f"{facts.model}, {facts.seq_len} tokens", f"recorded by {tool}", facts.device]
+    parts = [
+        f"{facts.model}, {facts.seq_len} tokens, {facts.mode}, {facts.precision}, {facts.attention} attention"
+    ]
+    parts += [f"recorded by {tool}", facts.device]
     parts += [
         f"{facts.threads} threads",
         f"torch {facts.torch}",

@@ -17,6 +17,7 @@ from cs_systems.bench.provenance import collect_provenance
 from cs_systems.bench.training import TrainingStep, advice, estimator_case, fits, free_memory_bytes
 from cs_systems.bench.workload import Case
 from cs_systems.estimator.peak import predict_peak
+from cs_systems.timing.contention import CoreLoad
 from cs_systems.timing.stats import Samples
 from cs_systems.timing.timer import measure_passes
 from cs_systems.tracing.annotate import annotate
@@ -68,6 +69,7 @@ def profile_case(
     try:
         step = TrainingStep(case.model, case.workload, device)
         synchronize = devices.synchronizer(device)
+        load = CoreLoad.start()
         measured = measure_passes(
             step.passes(), case.timing, synchronize=synchronize, prepare=step.prepare, on_step=on_step
         )
@@ -88,6 +90,7 @@ def profile_case(
         if not devices.is_out_of_memory(error):
             raise
         return ProfiledRun(case.label, path, None, f"ran out of memory: {advice(case, device, free)}")
+    facts = dataclasses.replace(facts, other_load_percent=round(100 * (load.finish() or 0)))
     write_facts(path, facts)
     return ProfiledRun(case.label, path, facts)
 

@@ -1,10 +1,10 @@
 """Tiles of the attention kernels: what runs without measuring, and what is worth measuring.
 
 A tile is too small when a program loads more than it computes, and too large when its numbers no longer fit
-into registers: the compiler then spills them to memory in silence, and the kernel runs several times slower.
-So everything here was compiled for its architecture, under Triton 3.6, 3.7 and 3.9, with and without causal
-mask, ALiBi and shared key heads, and does not spill. Which of these is the fastest only a GPU can tell: a
-launch takes what `tune.py` measured there, else the first of the list.
+into registers: the compiler then spills them to memory in silence, and a kernel may run several times slower.
+So everything here was compiled for its architecture under Triton 3.6.0 and 3.7.1, with and without the causal
+mask, and with ALiBi and shared key heads, and does not spill. (3.9.0 spills a few registers in some.) Which
+of these is the fastest only a GPU can tell: a launch takes what `tune.py` measured there, else the first.
 """
 
 import functools

@@ -189,9 +189,7 @@ def flash_forward_kernel(
 
     q = load_rows(q_ptr, q_row_stride, queries_left, BLOCK_M, HEAD_DIM, D0, D1, True)
     query = first_query + tl.arange(0, BLOCK_M)
-    m = tl.full(
-        [BLOCK_M], -float("inf"), ACC
-    )  # scaled; finite after the first tile, as all queries see key 0
+    m = tl.full([BLOCK_M], -float("inf"), ACC)  # finite after the first tile, as all queries see key 0
     l = tl.zeros([BLOCK_M], ACC)
     acc = zero_rows(BLOCK_M, D0, D1, ACC)
     whole_end, end = key_stretches(first_query, num_keys, IS_CAUSAL, BLOCK_M, BLOCK_N)

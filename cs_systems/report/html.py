@@ -60,7 +60,7 @@ def render_page(trace: Trace, tables: Sequence[Table], facts: RunFacts | None, t
 def _header(trace: Trace, facts: RunFacts | None, length_ns: int) -> list[tuple[str, str]]:
     """What was run and recorded, as names and values; the long ones come last."""
     run = {"device": trace.meta.get("device", "unknown")} if facts is None else dataclasses.asdict(facts)
-    apart = ("command", "timer_s", "base_bytes", "predicted_bytes")
+    apart = ("command", "timer_s", "base_bytes", "predicted_bytes", "other_load_percent")
     rows = {name.replace("_", " "): value for name, value in run.items() if name not in apart}
     if facts is not None and facts.predicted_bytes:
         rows["parameters and state"] = format_bytes(facts.base_bytes)

@@ -39,6 +39,8 @@ _FACT_COLUMNS = [
 ]
 _Times = dict[str, tuple[Any, float]]
 """Rows of a comparison: what people see of the name, and ns."""
+_BUSY_PERCENT = 20
+"""Other programs using more than this of a core are mentioned."""
 _LAUNCH_ONLY = 0.5
 """A range that ended before half of its kernels' time was over only launched them."""
 
@@ -202,6 +204,9 @@ def combined_table(runs: Sequence[tuple[Trace, RunFacts | None]]) -> Table:
     notes = [
         "medians over the passes; CPU wall and work are of forward alone, the others have the loss in them"
     ]
+    load = max((facts.other_load_percent for _, facts in runs if facts is not None), default=0)
+    if load > _BUSY_PERCENT:
+        notes.append(f"other programs used up to {load / 100:.1f} cores meanwhile; repeat when it is quiet")
     return Table("Forward pass, by profiler and by timer", columns, rows, notes if rows else [])
 
 

@@ -105,6 +105,8 @@ class RunFacts:
     torch: str = ""
     """Its version."""
     threads: int = 0
+    other_load_percent: int = 0
+    """Of one core, used by other programs meanwhile."""
 
 
 def without_launch(kernels: Sequence[Kernel]) -> list[str]:
@@ -143,10 +145,11 @@ def read_facts(trace_path: str | pathlib.Path) -> RunFacts | None:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is not JSON ({error}); delete it") from None
     names = [each.name for each in dataclasses.fields(RunFacts)]
-    if not isinstance(values, dict) or sorted(values) != sorted(names):
+    required = names[: names.index("timer_s")]  # a file from before a later field was added is still good
+    if not isinstance(values, dict) or not set(required) <= set(values) <= set(names):
         raise ValueError(f"{path}: does not hold the facts of a run, {', '.join(names)}; delete it")
     for each in dataclasses.fields(RunFacts):
-        if not _fits(values[each.name], each.type):
+        if each.name in values and not _fits(values[each.name], each.type):
             raise ValueError(f"{path}: {each.name} cannot be {values[each.name]!r}; delete the file")
     return RunFacts(**values)
 

@@ -75,7 +75,7 @@ def forward(program, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("NSYS_PROFILING_SESSION_ID", raising=False)
         assert program.main([*TINY, "--mode", "forward", "--output-dir", str(folder)]) == 0
-    return folder / f"{STEM}.json.gz"
+    return folder / f"{STEM}-forward.json.gz"
 
 
 def fail_with_one_line(result, words):
@@ -96,7 +96,7 @@ def test_recording_prints_all_tables_and_writes_a_trace_its_facts_and_a_page(rec
     ]  # fmt: skip
     at = [stdout.index(f"\n{title}") for title in (*TITLES, *COMBINED)]
     assert at == sorted(at)
-    assert stdout.startswith(f"\n{trace}: d32-L1+num_heads=2, 8 tokens, recorded by torch.profiler, ")
+    assert stdout.startswith(f"\n{trace}: d32-L1+num_heads=2, 8 tokens, train-step, fp32, naive attention, ")
     assert read_facts(trace).command.startswith("python profiling/run.py --num-layers 1 ")
     page = (folder / f"{STEM}.html").read_text(encoding="utf-8")
     assert "d32-L1+num_heads=2, 8 tokens, train-step" in page
@@ -363,8 +363,8 @@ def test_a_case_that_does_not_fit_is_told_and_the_others_are_reported(run, tmp_p
         *TINY, "--batch-size", f"{huge},2", "--mode", "forward", "--output-dir", tmp_path
     )
     assert code == 1
-    assert f"{STEM}-{huge}: skipped, needs " in stderr
-    assert (tmp_path / f"{STEM}-2.json.gz").exists()
+    assert f"{STEM}-forward-batch_size_{huge}: skipped, needs " in stderr
+    assert (tmp_path / f"{STEM}-forward-batch_size_2.json.gz").exists()
     assert not list(tmp_path.glob(f"*{huge}*"))
     assert len(json.loads(stdout.splitlines()[-1])["forward"]["rows"]) == 1
 
@@ -383,8 +383,8 @@ def test_ctrl_c_in_the_second_case_keeps_the_first(run, monkeypatch, tmp_path):
     assert code == 130
     assert stderr.splitlines()[-1] == "profiling/run.py: interrupted; 1 of 3 cases are complete"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f"{STEM}-naive.html", f"{STEM}-naive.json.gz", f"{STEM}-naive.run.json",
-    ]  # fmt: skip
+        f"{STEM}-forward-naive{ending}" for ending in (".html", ".json.gz", ".run.json")
+    ]
     (row,) = json.loads(stdout.splitlines()[-1])["forward"]["rows"]
     assert row["attention"] == "naive"
 
@@ -400,11 +400,14 @@ def test_ctrl_c_while_reading_is_told(run, program, monkeypatch):
 @pytest.mark.parametrize(
     ("swept", "ends"),
     [
-        (["--precision", "fp32,bf16", "--steps", "1,2"], ["fp32-1", "fp32-2", "bf16-1", "bf16-2"]),
+        (
+            ["--precision", "fp32,bf16", "--steps", "1,2"],
+            [f"{p}-steps_{n}" for p in ("fp32", "bf16") for n in (1, 2)],
+        ),
         (["--vocab-size", "50,60"], ["50", "60"]),
         (["--context-length", "8,16"], ["8", "16"]),
         (["--num-heads", "2,4"], ["num_heads=2-8", "num_heads=4-8"]),
-        (["--compile", "off,on"], ["False", "True"]),
+        (["--compile", "off,on"], ["compile_False", "compile_True"]),
     ],
 )
 def test_every_case_has_a_name_of_its_own(swept, ends, program):
