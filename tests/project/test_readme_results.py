@@ -58,6 +58,12 @@ def test_the_tables_of_the_profile_are_those_of_the_traces():
         assert "with changes" not in facts.commit
 
 
+def test_the_table_of_peaks_is_the_committed_one():
+    start = "**Peak memory of tensors by phase**"
+    table = (RESULTS / "profile" / "memory.md").read_text().split(start)[1].split("```")[0].rstrip()
+    assert start + table in (ROOT / "README.md").read_text()
+
+
 def test_reference_records_are_complete_and_from_committed_code():
     records = committed("training_step.jsonl")
     assert {(r.case["model"], r.case["warmup_steps"]) for r in records} == {
