@@ -52,6 +52,20 @@ def set_matmul_precision(precision: str) -> str:
     return torch.get_float32_matmul_precision()
 
 
+def fp32_matmul_bits(device: torch.device) -> int:
+    """Significand bits that an fp32 matrix product keeps, measured: 24 in fp32, 11 in TF32, 8 in bf16.
+
+    Settings and environment variables (NVIDIA_TF32_OVERRIDE) can both lower it, so the product is asked:
+    entry k of the matrix is 1 + 2^-k, and times the identity it comes back whole or shortened.
+    """
+    size = 256  # large enough for the kernels of large products
+    steps = torch.arange(1, size + 1, dtype=torch.float64).clamp(max=60)
+    exact = (1 + 2.0**-steps).float().to(device)
+    kept = torch.diag(exact) @ torch.eye(size, device=device)
+    survives = (kept.diagonal() == exact).cpu()[:23]
+    return 1 + int(survives.cumprod(0).sum())
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Autocast for bf16 and fp16, nothing for fp32 and tf32."""
     if precision in ("bf16", "fp16"):

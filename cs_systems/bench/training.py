@@ -168,6 +168,7 @@ def run_case(
         "predicted_peak_memory_bytes": predicted.peak_bytes,
         "predicted_peak_phase": predicted.peak_phase,
         "matmul_precision": torch.get_float32_matmul_precision(),
+        "fp32_matmul_bits": devices.fp32_matmul_bits(device),
         "graph_built": workload.mode != "forward",
     }
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cs_systems.bench.record import BenchmarkRecord
-from cs_systems.tables import format_value
+from cs_systems.tables import Column, format_count, format_value
 
 EXPERIMENT = "training_step"
 """The experiment whose records this package shows."""
@@ -115,6 +115,20 @@ def labels(records: Sequence[BenchmarkRecord], machine: bool = True) -> list[str
         if len({format_value(record.case.get(name)) for record in records}) > 1
     ]
     return [label(record, names, machine) for record in records]
+
+
+def columns(records: Sequence[BenchmarkRecord], varying: Sequence[str]) -> list[Column]:
+    """The columns that say which case a row is: model, parameters where known, and what varies."""
+    first = settings(records[0]) if records else {}
+    counted = any(record.metrics.get("num_parameters") for record in records)
+    return [
+        Column("model", "Model", align="left"),
+        Column("num_parameters", "Params", format=format_count, raw_only=not counted),
+        *(
+            Column(name, title(name), align="left" if isinstance(first.get(name), str) else "right")
+            for name in varying
+        ),
+    ]
 
 
 def title(name: str) -> str:

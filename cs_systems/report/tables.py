@@ -8,6 +8,7 @@ from cs_systems.bench.record import BenchmarkRecord
 from cs_systems.model.presets import ALIASES, PRESETS
 from cs_systems.report import cases
 from cs_systems.report.observations import observations
+from cs_systems.report.precision import precision_tables
 from cs_systems.tables import (
     Cell,
     Column,
@@ -38,7 +39,7 @@ def timing_table(records: Sequence[BenchmarkRecord]) -> Table:
     varying = cases.varying_settings(records)
     rows = [_timing_row(record, name) for record in records for name in cases.passes_of(record)]
     columns = [
-        *_case_columns(records, varying),
+        *cases.columns(records, varying),
         Column("pass", "Pass", align="left"),
         Column("warmup_steps", "Warmup"),
         Column("steps", "Steps"),
@@ -57,7 +58,7 @@ def memory_table(records: Sequence[BenchmarkRecord]) -> Table:
     varying = cases.varying_settings(records)
     alike = len({record.case.get("warmup_steps") for record in records}) < 2
     columns = [
-        *_case_columns(records, varying),
+        *cases.columns(records, varying),
         Column("warmup_steps", "Warmup", raw_only=alike),
         Column("predicted_peak_memory_bytes", "Predicted peak", format=format_bytes),
         Column("predicted_peak_phase", "in", align="left"),
@@ -103,14 +104,18 @@ def render_report(records: Sequence[BenchmarkRecord], style: Style) -> str:
     chosen, left_out = cases.of_training_step(records)
     timing, memory = timing_table(chosen), memory_table(chosen)
     timing = Table(timing.title, timing.columns, timing.rows, [*timing.notes, *left_out])
+    by_precision = precision_tables(chosen)
     remarks = observations(chosen)
     if style == "json":
-        document = {"timing": table_as_json(timing), "memory": table_as_json(memory), "observations": remarks}
+        document = {"timing": table_as_json(timing), "memory": table_as_json(memory)}
+        document |= {"precision": [table_as_json(table) for table in by_precision], "observations": remarks}
         return json.dumps(document, allow_nan=False, indent=2)
     if style == "csv":
         return render_table(timing, style)
     parts = [render_table(timing, style)]
-    if any(row["predicted_peak_memory_bytes"] or row["peak_memory_bytes"] for row in memory.rows):
+    if by_precision:
+        parts += [render_table(table, style) for table in by_precision]
+    elif any(row["predicted_peak_memory_bytes"] or row["peak_memory_bytes"] for row in memory.rows):
         parts.append(render_table(memory, style))
     if remarks:
         bullet = "% " if style == "latex" else "- "
@@ -141,18 +146,6 @@ def summary(records: Sequence[BenchmarkRecord]) -> dict[str, Any]:
             for name, record in zip(cases.labels(records), records, strict=True)
         ],
     }
-
-
-def _case_columns(records: Sequence[BenchmarkRecord], varying: Sequence[str]) -> list[Column]:
-    first = cases.settings(records[0]) if records else {}
-    return [
-        Column("model", "Model", align="left"),
-        _optional([record.metrics for record in records], "num_parameters", "Params", format_count),
-        *(
-            Column(name, cases.title(name), align="left" if isinstance(first.get(name), str) else "right")
-            for name in varying
-        ),
-    ]
 
 
 def _raw_columns(records: Sequence[BenchmarkRecord], varying: Sequence[str]) -> list[Column]:

@@ -4,6 +4,7 @@ import platform
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from cs_systems import device as devices
 
@@ -39,6 +40,41 @@ def test_matmul_precision_is_set_for_every_name():
         assert devices.set_matmul_precision("fp32") == "highest"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+class ShortenedProducts(TorchFunctionMode):
+    """Matrix products whose inputs keep `bits` significand bits, as tensor cores have them."""
+
+    def __init__(self, bits):
+        super().__init__()
+        self.bits = bits
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__ in ("matmul", "__matmul__"):
+            args = [self.shorten(arg) for arg in args]
+        return func(*args, **(kwargs or {}))
+
+    def shorten(self, x):
+        mantissa, exponent = torch.frexp(x)
+        return torch.ldexp((mantissa * 2**self.bits).round() / 2**self.bits, exponent)
+
+
+@pytest.mark.parametrize("bits", [24, 11, 8])
+def test_the_bits_that_a_product_keeps_are_measured(bits):
+    with ShortenedProducts(bits):
+        assert devices.fp32_matmul_bits(CPU) == bits
+
+
+@pytest.mark.gpu
+def test_a_gpu_shows_tf32_in_the_bits():
+    cuda = torch.device("cuda")
+    try:
+        devices.set_matmul_precision("tf32")
+        assert devices.fp32_matmul_bits(cuda) == 11
+        devices.set_matmul_precision("fp32")
+        assert devices.fp32_matmul_bits(cuda) == 24
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_out_of_memory_is_told_from_other_errors():

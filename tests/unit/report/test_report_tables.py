@@ -150,7 +150,7 @@ def test_a_report_without_any_memory_number_has_no_memory_table(make_record):
 def test_json_and_csv_reports_are_one_document_each(make_record):
     records = [make_record(**STEP), make_record("medium", status="oom", reason="ran out of memory")]
     document = json.loads(render_report(records, "json"))
-    assert set(document) == {"timing", "memory", "observations"}
+    assert set(document) == {"timing", "memory", "precision", "observations"}
     assert document["timing"]["rows"][0]["median_s"] == 3.0
     assert document["timing"]["rows"][4]["median_s"] is None
     assert len(list(csv.DictReader(io.StringIO(render_report(records, "csv"))))) == 8
