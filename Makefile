@@ -25,11 +25,11 @@ PYTEST_FLAGS ?= -n 2
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench results peers attention kernels profile gpu tune kernels-aot test check lint format clean \
-  check-system check-gpu FORCE
+.PHONY: help setup bench results peers attention kernels profile writeup-new measure check-answers writeup \
+  gpu tune kernels-aot test check lint format clean check-system check-gpu FORCE
 
 help:  ## list the targets and the variables
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo 'Variables: ARGS="--flag value" (passed on)   PY=python3.12   VENV=folder   RESULTS=folder   USE_SYSTEM=1 (no venv, no install)'
 
 setup: $(READY)  ## create or refresh .venv with the tested versions (the others do it when needed)
@@ -61,6 +61,18 @@ profile: $(READY)  ## where the time of a step goes: tables and a page in result
 	    $(PYTHON) profiling/run.py --name nsys --context-length 128 $(ARGS); \
 	  $(PYTHON) profiling/run.py report results/local/profile/nsys.nsys-rep --html results/local/profile/nsys.html; \
 	else set -ex; $(PYTHON) profiling/run.py --context-length 128 $(ARGS); fi
+
+writeup-new: $(READY)  ## create writeup/answers.md, which is yours from then on; never overwrites
+	$(PYTHON) writeup/run.py new $(ARGS)
+
+measure: $(READY)  ## measure what the tables of the write-up still need, into results/local
+	$(PYTHON) writeup/run.py measure $(ARGS)
+
+check-answers: $(READY)  ## check the answers in writeup/answers.md; says what is wrong, not what is right
+	$(PYTHON) writeup/run.py check $(ARGS)
+
+writeup: $(READY)  ## build/writeup.md, .html and .pdf from the answers and your records
+	$(PYTHON) writeup/run.py build $(ARGS)
 
 # Every step is bounded, the whole takes under nine minutes, and each record is on disk once it is measured.
 gpu: $(READY) check-gpu  ## on a GPU machine: tests, then attention, kernels and training into RESULTS

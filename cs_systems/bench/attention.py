@@ -32,14 +32,8 @@ from cs_systems.bench.attention_case import (
     case_settings,
     grid_of,
 )
-from cs_systems.bench.command import (
-    RATIO_COLUMNS,
-    conclude,
-    load_finished,
-    milliseconds,
-    pass_rows,
-    row_notes,
-)
+from cs_systems.bench.attention_table import SHAPE, attention_table
+from cs_systems.bench.command import conclude, load_finished
 from cs_systems.bench.record import BenchmarkRecord
 from cs_systems.cli import (
     Parser,
@@ -51,47 +45,9 @@ from cs_systems.cli import (
     list_of,
     one_of,
 )
-from cs_systems.tables import Column, Table, format_bytes, format_value
+from cs_systems.tables import format_value
 
 PROGRAM = "-m cs_systems.bench.attention"
-
-_SHAPE = ("batch_size", "num_heads", "d_head", "seq_len", "precision", "causal")
-
-
-def attention_table(records: Sequence[BenchmarkRecord]) -> Table:
-    """One row a shape, implementation and pass; settings that never change stand in the title."""
-    varying = [name for name in _SHAPE if len({str(record.case[name]) for record in records}) > 1]
-    has_device_time = any("device_median_s" in record.metrics for record in records)
-    columns = [
-        *(Column(name, name, align="left", raw_only=name not in varying) for name in _SHAPE),
-        Column("implementation", "Implementation", align="left"),
-        Column("pass", "Pass", align="left"),
-        Column("median_s", "Median", "ms", format=milliseconds),
-        Column("iqr_s", "IQR", "ms", format=milliseconds),
-        Column("device_median_s", "GPU", "ms", format=milliseconds, raw_only=not has_device_time),
-        Column("tflops_per_s", "TFLOP/s"),
-        *RATIO_COLUMNS,
-        Column("held_bytes", "Held", format=format_bytes),
-        Column("max_error", "Error", format=lambda error: f"{error:.0e}" if error else "0"),
-        Column("status", "Status", align="left"),
-        Column("reason", "Reason", raw_only=True),
-        Column("time_utc", "Time", raw_only=True),
-    ]
-    notes = [
-        "Ratio: median over that of naive, in turns; below 1, faster.",
-        "TFLOP/s: 4 x batch x heads x seq^2 x d_head forward, half of it when causal, and 2.5 times that "
-        "backward, whatever was computed on top.",
-        "Held: memory that forward leaves for backward, result included. Error: largest difference from the "
-        "formula in fp32, over the largest value.",
-    ]
-    if has_device_time:
-        notes.append("Median: as the caller waits. GPU: as the GPU works; TFLOP/s and ratio are of that.")
-    fixed = ", ".join(
-        f"{name} {format_value(records[0].case[name])}" for name in _SHAPE if name not in varying
-    )
-    rows = pass_rows(records)
-    label = functools.partial(_row_label, varying=varying)
-    return Table(f"Attention: {fixed}", columns, rows, notes + row_notes(records, label))
 
 
 def summary(records: Sequence[BenchmarkRecord]) -> dict[str, Any]:
@@ -99,7 +55,7 @@ def summary(records: Sequence[BenchmarkRecord]) -> dict[str, Any]:
     return {
         "experiment": EXPERIMENT,
         "records": [
-            {name: record.case[name] for name in (*_SHAPE, "implementation")}
+            {name: record.case[name] for name in (*SHAPE, "implementation")}
             | {"status": record.status, "reason": record.reason, "metrics": dict(record.metrics)}
             for record in records
         ],
@@ -189,14 +145,8 @@ def _make_groups(args: argparse.Namespace, device: Any) -> list[Any]:
 
 def _config_label(config: AttentionConfig, configs: Sequence[AttentionConfig]) -> str:
     """What tells a shape from the others of the grid."""
-    varying = [name for name in _SHAPE if len({getattr(other, name) for other in configs}) > 1]
+    varying = [name for name in SHAPE if len({getattr(other, name) for other in configs}) > 1]
     return ", ".join(f"{name} {format_value(getattr(config, name))}" for name in varying) or "attention"
-
-
-def _row_label(record: BenchmarkRecord, varying: Sequence[str]) -> str:
-    return ", ".join(
-        [record.case["implementation"], *(f"{n} {format_value(record.case[n])}" for n in varying)]
-    )
 
 
 if __name__ == "__main__":

@@ -138,6 +138,8 @@ def title(name: str) -> str:
 
 def phrase(name: str, value: Any) -> str:
     """A setting as part of a sentence: 'batch 4', 'd_ff 4096'."""
+    if (name, value) == ("threads", 1):
+        return "1 thread"
     return _TITLES_AND_PHRASES.get(name, ("", name + " {}"))[1].format(format_value(value))
 
 

@@ -24,18 +24,29 @@ LAYERS = {
     "kernels": 1,
     "tracing": 1,
     "timing": 1,
+    "grading": 1,
     "model": 2,
     "optim": 2,
     "estimator": 2,
     "kernels.apply": 3,
     "tracing.annotate_model": 3,
+    "mixed_precision": 3,
+    "mixed_precision.settings": 1,
+    "inference": 3,
     "bench": 4,
     "report": 5,
+    "grading.evidence": 5,
+    "grading.truth": 5,
+    "grading.answers": 5,
+    "mixed_precision.__main__": 6,
 }
 # These see only what is named: the estimator never builds a model, a report never runs one.
 ONLY = {
     "estimator": ("tables", "model.config", "model.presets"),
-    "report": ("cli", "tables", "model.presets", "timing.stats", "bench.record", "estimator", "tracing"),
+    "report": (
+        *("cli", "tables", "model.presets", "timing.stats", "bench.record", "estimator", "tracing", "grading"),
+        *("mixed_precision.settings", "bench.attention_table", "bench.command"),
+    ),
 }
 # Below in the table and still out of bounds: the model is pure, what is measured is applied from outside.
 NEVER = {"model": ("cs_systems.timing", "cs_systems.device", "cs_systems.cli", "torch.distributed")}
@@ -48,6 +59,8 @@ NO_TORCH = (
     *("tracing.trace", "tracing.read", "tracing.chrome", "tracing.nsys", "tracing.attribute"),
     *("tracing.classify", "tracing.idle", "tracing.columns", "tracing.tables", "tracing.kernel_tables"),
     *("tracing.attention_table", "tracing.memory_table"),
+    *("mixed_precision.settings", "mixed_precision.__main__", "grading.items", "grading.problems"),
+    *("grading.blocks", "grading.symbolic", "grading.units", "grading.check"),
 )
 SCRIPTS = ("benchmark", "profiling", "writeup", "scripts", "tests", "conftest")
 

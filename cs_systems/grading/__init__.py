@@ -1,0 +1,1 @@
+"""The course as data: its problems, and a checker of answers that derives what is true."""

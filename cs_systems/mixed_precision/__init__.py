@@ -1,0 +1,1 @@
+"""Experiments on numbers of few bits: sums, autocast, layer norm, training."""

@@ -1,0 +1,69 @@
+"""What warm-up changes, and the closed forms of a model that is timed."""
+
+import pytest
+
+from cs_systems.grading.items import NotMeasuredError
+from cs_systems.grading.truth import find_truth
+
+C = "benchmarking_script.c"
+SMALL = {"model": "small", "context_length": 128, "batch_size": 4}
+WARM = [1.0] * 10
+
+
+def samples(forward):
+    return {"forward": forward, "backward": [2.0] * len(forward)}
+
+
+def truth_of(key, evidence_of, record, cold):
+    evidence = evidence_of(record(samples(WARM)), record(samples(cold), warmup_steps=0, day=2))
+    return find_truth(C, key, SMALL, evidence).value
+
+
+@pytest.mark.parametrize(
+    ("first", "effect"), [(1.1, "none"), (1.3, "small"), (3.0, "large"), (12.0, "huge"), (0.5, "none")]
+)
+def test_the_effect_of_warmup_is_that_on_the_mean(evidence_of, record, first, effect):
+    assert truth_of("effect", evidence_of, record, [first, *WARM[1:]]) == effect
+
+
+@pytest.mark.parametrize(
+    ("cold", "where"),
+    [([9.0, *WARM[1:]], "first"), ([3.0, 3.0, 3.0, *WARM[3:]], "spread"), ([1.0, 9.0, *WARM[2:]], "spread")],
+)  # fmt: skip
+def test_where_the_difference_is(evidence_of, record, cold, where):
+    assert truth_of("where", evidence_of, record, cold) == where
+
+
+def test_the_mean_without_warmup_is_a_mean(evidence_of, record):
+    assert truth_of("forward_mean", evidence_of, record, [11.0, *WARM[1:]]) == 2.0
+
+
+def test_a_comparison_needs_both_records(evidence_of, record):
+    evidence = evidence_of(record(samples(WARM), warmup_steps=0))
+    with pytest.raises(NotMeasuredError, match="--warmup-steps 5"):
+        find_truth(C, "effect", SMALL, evidence)
+
+
+def test_both_definitions_of_the_standard_deviation_are_accepted(evidence_of, record):
+    truth = find_truth(
+        "benchmarking_script.b", "forward_std", SMALL, evidence_of(record(samples([1.0, 3.0])))
+    )
+    assert truth.low < 1.0 < 2**0.5 < truth.high
+    with pytest.raises(NotMeasuredError, match="no spread"):
+        find_truth("benchmarking_script.b", "forward_std", SMALL, evidence_of(record(samples([1.0]), day=3)))
+
+
+def test_counts_of_a_model_come_from_its_shape(evidence_of):
+    parameters = find_truth("benchmarking_script.a", "num_parameters", SMALL, evidence_of())
+    assert parameters.value == 2 * 10_000 * 768 + 768 + 12 * (4 * 768**2 + 3 * 768 * 3072 + 2 * 768)
+    flops = find_truth("benchmarking_script.a", "forward_flops", SMALL, evidence_of())
+    block = 2 * 512 * (4 * 768**2 + 3 * 768 * 3072) + 4 * 512 * 128 * 768
+    assert flops.value == 12 * block + 2 * 512 * 768 * 10_000
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"model": "small"}, {"model": "smal", "batch_size": 4, "context_length": 1}]
+)
+def test_a_count_needs_its_case_first(evidence_of, values):
+    with pytest.raises(NotMeasuredError, match=r"answer \w+ first|did you mean small"):
+        find_truth("benchmarking_script.a", "forward_flops", values, evidence_of())
