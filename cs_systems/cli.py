@@ -19,7 +19,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 from cs_systems.tables import Style
@@ -70,20 +70,28 @@ def field_docs(cls: type) -> dict[str, str]:
     }
 
 
-def add_flags(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser,
+    cls: type,
+    title: str,
+    defaults: Mapping[str, tuple[typing.Any, ...]] = types.MappingProxyType({}),
+) -> None:
     """Add one list-valued flag per field of the dataclass `cls`, under the heading `title`.
 
-    Only what was typed reaches the namespace (as a tuple of values): defaults stay in the dataclass.
+    Only what was typed reaches the namespace (as a tuple of values): defaults stay in the dataclass, except
+    for those fields that a command runs with a list of values when nothing is typed.
     """
     group = parser.add_argument_group(title)
     docs, hints = field_docs(cls), typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         flag = "--" + field.name.replace("_", "-")
         parse_one, metavar = _value_parser(hints[field.name])
-        shown = "" if field.default in (None, dataclasses.MISSING) else f" (default: {_show(field.default)})"
+        values = defaults.get(field.name, (field.default,))
+        unknown = any(value in (None, dataclasses.MISSING) for value in values)
+        shown = "" if unknown else f" (default: {','.join(_show(value) for value in values)})"
         options: dict[str, typing.Any] = {
             "dest": field.name,
-            "default": argparse.SUPPRESS,
+            "default": defaults.get(field.name, argparse.SUPPRESS),
             "type": list_of(parse_one),
             "metavar": metavar,
             "help": (docs[field.name] + shown).replace("%", "%%"),

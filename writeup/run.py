@@ -24,7 +24,7 @@ import typing
 from collections.abc import Sequence
 
 from cs_systems.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Parser, list_of
-from cs_systems.grading.answers import check_answers, item_messages, verdict_table
+from cs_systems.grading.answers import check_answers, messages, verdict_table
 from cs_systems.grading.blocks import Answers, parse_answers, read_answers
 from cs_systems.grading.evidence import Evidence
 from cs_systems.grading.items import Problem, Verdict
@@ -61,7 +61,7 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
         command.add_argument("--answers", type=pathlib.Path, default=ANSWERS, metavar="FILE.md",
                              help=f"the write-up (default: {ANSWERS})")  # fmt: skip
         command.add_argument("--problem", type=list_of(str), default=(), metavar="NAME",
-                             help="these problems alone (default: all)")  # fmt: skip
+                             help="these problems alone (default: all that the file has)")  # fmt: skip
         if command is not new:
             command.add_argument("--records", type=pathlib.Path, default=RECORDS, metavar="FOLDER",
                                  help=f"your measurements (default: {RECORDS})")  # fmt: skip
@@ -131,7 +131,7 @@ def run_check(args: argparse.Namespace) -> int:
     """Print a line for every answer that is not right, and a table of the problems."""
     evidence, verdicts, problems = _check(args)
     if args.format == "table":
-        print(*item_messages(verdicts), "", sep="\n")
+        print(*messages(verdicts), "", sep="\n")
     print(render_table(verdict_table(verdicts, problems), args.format))
     _say(*evidence.problems)
     return _outcome(verdicts, args.strict)
@@ -150,9 +150,10 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> tuple[Evidence, list[Verdict], Sequence[Problem]]:
-    problems = _chosen_problems(args)
-    evidence = Evidence(args.records)
-    return evidence, check_answers(_read(args), evidence, problems), problems
+    answers, evidence = _read(args), Evidence(args.records)
+    answered = {block.id.split(".")[0] for block in answers.blocks}
+    problems = [problem for problem in PROBLEMS if problem.id in answered]
+    return evidence, check_answers(answers, evidence, problems), problems
 
 
 def _chosen_problems(args: argparse.Namespace) -> Sequence[Problem]:

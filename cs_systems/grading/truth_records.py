@@ -192,7 +192,7 @@ def metric(name: str) -> Measure:
 
     def measure(records: Sequence[BenchmarkRecord]) -> tuple[float, float, float]:
         value = records[0].metrics.get(name)
-        if value is None:
+        if not isinstance(value, int | float):
             raise NotMeasuredError(f"the record does not say {name}: it was not measured there")
         return float(value), *rounded(value, value)
 

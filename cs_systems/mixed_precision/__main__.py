@@ -89,7 +89,7 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, experiment in EXPERIMENTS.items():
         command = commands.add_parser(name, help=experiment.summary)
-        add_flags(command, experiment.settings, "experiment")
+        add_flags(command, experiment.settings, "experiment", experiment.defaults)
         add_output_flags(command)
         command.add_argument("--plots", type=pathlib.Path, metavar="FOLDER",
                              help="draw the plots into this folder, as SVG and PNG")  # fmt: skip
@@ -98,7 +98,7 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
                 "--checkpoints", type=pathlib.Path, metavar="FOLDER",
                 help="keep the state of every run there; with --resume, runs continue from it, bit for bit",
             )  # fmt: skip
-        command.set_defaults(command=name, **experiment.defaults)
+        command.set_defaults(command=name)
     return parser, dict(commands.choices)
 
 
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(words)
     experiment = EXPERIMENTS[args.command]
     try:
-        if args.resume and args.output is None:
+        if args.resume and args.output is None and getattr(args, "checkpoints", None) is None:
             raise ValueError("--resume needs --output FILE.jsonl, the file whose finished cases are kept")
         names = field_names(experiment.settings)
         configs = [experiment.settings(**given) for given in cross_product(args, names)]
@@ -121,6 +121,8 @@ def main(argv: list[str] | None = None) -> int:
         return _run(experiment, configs, args, command_line(PROGRAM, argv))
     except ValueError as error:  # what one configuration alone cannot know: an unknown preset, a missing text
         parser.error(str(error))
+    except KeyboardInterrupt:  # before the first case
+        return EXIT_INTERRUPTED
 
 
 def _run(experiment: Experiment, configs: Sequence[Any], args: argparse.Namespace, command: str) -> int:
@@ -158,7 +160,7 @@ def _body(command: str) -> Any:
 
 
 def _finished(args: argparse.Namespace) -> tuple[dict[str, BenchmarkRecord], list[str]]:
-    if not args.resume:
+    if not args.resume or args.output is None:
         return {}, []
     stored, problems = read_records(args.output)
     return {record.key: record for record in stored if record.status == "ok"}, problems

@@ -248,4 +248,5 @@ def test_a_number_of_the_day_before_is_stale(evidence_of, record):
     verdicts = check_answers(parse_answers(f"```answer\n{block}\n```\n", "a.md"), evidence, PROBLEMS)
     found = statuses(verdicts, "benchmarking_script.b")
     assert (found["forward_median"], found["backward_median"]) == ("stale", "right")
+    assert verdict_table(verdicts, PROBLEMS).rows[0]["verdict"] == "wrong"
     assert find_part("benchmarking_script.b").items[3].key == "forward_median"

@@ -82,6 +82,15 @@ def test_halving_follows_its_recurrence(levels):
     assert halving(num) == (1, levels + 1, num + num // 2 * levels + num)
 
 
+@pytest.mark.parametrize("num", [3, 5, 6, 7, 11])
+def test_halving_of_uneven_numbers(num):
+    def computed(size):
+        """To run so many blocks backward: the first, larger half to get to the second, then both halves."""
+        return 1 if size == 1 else -(-size // 2) + computed(size // 2) + computed(-(-size // 2))
+
+    assert halving(num)[2] == num + computed(num)
+
+
 @pytest.mark.parametrize(
     ("count", "growth"),
     [(lambda n: 7, "1"), (lambda n: math.isqrt(n) + 1, "sqrt N"), (lambda n: 3 * n + 2, "N"),

@@ -75,6 +75,18 @@ def test_what_the_block_leaves_open_the_newest_record_decides(evidence_of, recor
     assert find_truth(B, "forward_median", {"model": "small", "context_length": ""}, evidence).value == 1.0
 
 
+@pytest.mark.parametrize("context", [1024, 1024.0, "1024", "1,024"])
+def test_a_length_can_be_written_in_several_ways(evidence_of, record, context):
+    evidence = evidence_of(record(both(1.0), day=9), record(both(2.0), context_length=1024))
+    assert forward(evidence, context_length=context).value == 2.0
+
+
+@pytest.mark.parametrize("context", ["128 tokens", -128, 128.5, "1e400", ["128"], "9" * 50])
+def test_a_length_that_is_none_has_no_record(evidence_of, record, context):
+    with pytest.raises(NotMeasuredError, match="no record"):
+        forward(evidence_of(record(both(1.0))), context_length=context)
+
+
 def test_an_alias_of_a_preset_is_the_same_model(evidence_of, record):
     evidence = evidence_of(record(both(1.0), model="2.7B"))
     assert forward(evidence, model="xl-2026").value == 1.0
