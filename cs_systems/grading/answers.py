@@ -1,6 +1,7 @@
 """Checks a whole write-up: a verdict for each item and each piece of prose, and a table of the problems."""
 
 import difflib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from cs_systems.grading.blocks import AnswerBlock, Answers
 from cs_systems.grading.check import check_item, check_prose
 from cs_systems.grading.evidence import Evidence
 from cs_systems.grading.items import Item, NotMeasuredError, OwnNumber, Part, Problem, Truth, Verdict
-from cs_systems.grading.truth import find_truth
+from cs_systems.grading.truths.find import find_truth
 from cs_systems.tables import Cell, Column, Table
 
 PROSE = "prose"
@@ -66,8 +67,14 @@ def _unknown_name(name: str, known: Iterable[str]) -> str:
 
 
 def messages(verdicts: Iterable[Verdict]) -> list[str]:
-    """One line for each item that is not right."""
-    return [f"{verdict.part}: {verdict.message}" for verdict in verdicts if verdict.status != "right"]
+    """One line for each item that is not right, and one a part for all of it that is not answered."""
+    lines = []
+    for part, group in itertools.groupby(verdicts, key=lambda verdict: verdict.part):
+        members = list(group)
+        lines += [f"{part}: {each.message}" for each in members if each.status not in ("right", "missing")]
+        if blank := [each.key for each in members if each.status == "missing"]:
+            lines.append(f"{part}: not answered yet: {', '.join(blank)}")
+    return lines
 
 
 def verdict_table(verdicts: Sequence[Verdict], problems: Sequence[Problem]) -> Table:

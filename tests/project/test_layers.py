@@ -36,7 +36,7 @@ LAYERS = {
     "bench": 4,
     "report": 5,
     "grading.evidence": 5,
-    "grading.truth": 5,
+    "grading.truths": 5,
     "grading.answers": 5,
     "mixed_precision.__main__": 6,
 }

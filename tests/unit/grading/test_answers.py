@@ -13,7 +13,7 @@ from cs_systems.grading.evidence import Evidence
 from cs_systems.grading.items import Choice, Dtype, Number, Order, OwnNumber, Symbolic
 from cs_systems.grading.problems import PROBLEMS, find_part
 from cs_systems.grading.symbolic import parse_formula
-from cs_systems.grading.truth import find_truth
+from cs_systems.grading.truths.find import find_truth
 from cs_systems.tables import render_table, table_as_json
 
 HERE = pathlib.Path(__file__).parent

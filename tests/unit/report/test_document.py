@@ -227,7 +227,7 @@ def test_safe_links(link, safe):
 
 
 def test_the_title_is_the_first_heading():
-    assert read_title("x\n\n# A title #\n\n# B\n") == "A title"
+    assert read_title("x\n\n# A\x1b title #\n\n# B\n") == "A title"
     assert read_title("## no\n") == "Write-up"
 
 

@@ -363,6 +363,10 @@ def test_the_newest_profile_is_shown_or_the_one_that_is_named(folder, tmp_path):
     assert tokens("profile-kinds", trace="b") == tokens("profile-kinds", context_length=64) == ["64 tokens"]
     assert tokens("profile-timer") == ["64 tokens", "32 tokens"]
     assert tokens("profile-memory") == ["32 tokens"], "the other was recorded without allocations"
+    assert tokens("profile-timer", seq_len=[32, 48]) == ["32 tokens"]
+    (missing,) = VIEWS["profile-timer"].missing(measured, {"seq_len": [32, 48]})
+    assert missing.of == "seq_len 48"
+    assert "--context-length 48" in missing.command
     (missing,) = VIEWS["profile-kinds"].missing(measured, {"trace": "c"})
     assert "--name c" in missing.command
 

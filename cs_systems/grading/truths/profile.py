@@ -13,8 +13,8 @@ from typing import Any
 from cs_systems.estimator.parameters import parameter_shapes
 from cs_systems.grading.evidence import PROFILES, ProfiledRun
 from cs_systems.grading.items import NotMeasuredError, Truth
-from cs_systems.grading.truth_question import Finder, Question, misspelt_model, under, whole_number
-from cs_systems.grading.truth_records import rounded
+from cs_systems.grading.truths.question import Finder, Question, misspelt_model, under, whole_number
+from cs_systems.grading.truths.records import rounded
 from cs_systems.model.presets import ALIASES
 from cs_systems.tracing.attention_table import FINAL, SCORES, SOFTMAX
 from cs_systems.tracing.attribute import paths, phase_of

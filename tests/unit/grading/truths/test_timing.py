@@ -3,7 +3,7 @@
 import pytest
 
 from cs_systems.grading.items import NotMeasuredError
-from cs_systems.grading.truth import find_truth
+from cs_systems.grading.truths.find import find_truth
 
 C = "benchmarking_script.c"
 SMALL = {"model": "small", "context_length": 128, "batch_size": 4}

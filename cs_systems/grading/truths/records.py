@@ -18,7 +18,7 @@ from typing import Any
 
 from cs_systems.bench.record import BenchmarkRecord
 from cs_systems.grading.items import NotMeasuredError, Truth
-from cs_systems.grading.truth_question import Finder, Question, misspelt_model, whole_number
+from cs_systems.grading.truths.question import Finder, Question, misspelt_model, whole_number
 from cs_systems.model.presets import ALIASES
 from cs_systems.timing.stats import median_ratio_interval
 

@@ -10,7 +10,7 @@ import pytest
 
 from cs_systems.grading.evidence import Evidence
 from cs_systems.grading.problems import find_part
-from cs_systems.grading.truth import find_truth
+from cs_systems.grading.truths.find import find_truth
 
 NOTHING = Evidence(pathlib.Path("nowhere"))
 

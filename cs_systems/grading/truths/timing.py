@@ -8,8 +8,8 @@ from cs_systems.bench.record import BenchmarkRecord
 from cs_systems.estimator.flops import forward_flops
 from cs_systems.estimator.parameters import num_parameters
 from cs_systems.grading.items import NotMeasuredError, Truth
-from cs_systems.grading.truth_question import Finder, Question, under
-from cs_systems.grading.truth_records import (
+from cs_systems.grading.truths.question import Finder, Question, under
+from cs_systems.grading.truths.records import (
     Wanted,
     median_of,
     newest_first,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from cs_systems.grading.items import Truth
-from cs_systems.grading.truth_question import Finder, Question, under
+from cs_systems.grading.truths.question import Finder, Question, under
 
 STEPS, VALUE = 1000, Fraction(1, 100)
 

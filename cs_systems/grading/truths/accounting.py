@@ -6,7 +6,7 @@ from cs_systems.estimator.flops import forward_flops_by_part
 from cs_systems.estimator.memory import MemoryCase, block_weight_copies
 from cs_systems.estimator.parameters import num_parameters
 from cs_systems.grading.items import Truth
-from cs_systems.grading.truth_question import GIB, Finder, Question, under
+from cs_systems.grading.truths.question import GIB, Finder, Question, under
 from cs_systems.model.presets import find_preset
 
 # communication_accounting: the model and the machine.

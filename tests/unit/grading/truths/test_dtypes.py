@@ -6,8 +6,8 @@ from fractions import Fraction
 import pytest
 
 from cs_systems.grading.evidence import Evidence
-from cs_systems.grading.truth import find_truth
-from cs_systems.grading.truth_dtypes import error_of_terms
+from cs_systems.grading.truths.dtypes import error_of_terms
+from cs_systems.grading.truths.find import find_truth
 
 NOTHING = Evidence(pathlib.Path("nowhere"))
 

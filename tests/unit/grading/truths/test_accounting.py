@@ -6,8 +6,8 @@ import pathlib
 import pytest
 
 from cs_systems.grading.evidence import Evidence
-from cs_systems.grading.truth import find_truth
-from cs_systems.grading.truth_accounting import tokens_if_traffic_adds_up
+from cs_systems.grading.truths.accounting import tokens_if_traffic_adds_up
+from cs_systems.grading.truths.find import find_truth
 
 NOTHING = Evidence(pathlib.Path("nowhere"))
 

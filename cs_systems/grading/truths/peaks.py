@@ -5,7 +5,7 @@ from typing import Any
 
 from cs_systems.grading.evidence import ProfiledRun
 from cs_systems.grading.items import NotMeasuredError, Truth
-from cs_systems.grading.truth_profile import (
+from cs_systems.grading.truths.profile import (
     CHOSEN,
     SWEEP,
     Wanted,
@@ -15,8 +15,8 @@ from cs_systems.grading.truth_profile import (
     runs,
     selector,
 )
-from cs_systems.grading.truth_question import Finder, Question, under
-from cs_systems.grading.truth_records import ROUNDING
+from cs_systems.grading.truths.question import Finder, Question, under
+from cs_systems.grading.truths.records import ROUNDING
 from cs_systems.tracing.trace import PHASES
 
 MEMORY = Wanted(memory=True)

@@ -6,12 +6,12 @@ import pathlib
 import pytest
 
 from cs_systems.grading.evidence import Evidence
-from cs_systems.grading.truth import find_truth
-from cs_systems.grading.truth_attention import visible_tiles
+from cs_systems.grading.truths.attention import visible_tiles
+from cs_systems.grading.truths.find import find_truth
 
 NOTHING = Evidence(pathlib.Path("nowhere"))
 
-RECORDS = pathlib.Path(__file__).parents[3] / "results" / "amd-epyc-2-cores" / "attention.jsonl"
+RECORDS = pathlib.Path(__file__).parents[4] / "results" / "amd-epyc-2-cores" / "attention.jsonl"
 
 
 def value(name):

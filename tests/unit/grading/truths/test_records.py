@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cs_systems.grading.items import NotMeasuredError
-from cs_systems.grading.truth import find_truth
-from cs_systems.grading.truth_records import median_interval, rounded
+from cs_systems.grading.truths.find import find_truth
+from cs_systems.grading.truths.records import median_interval, rounded
 
 B = "benchmarking_script.b"
 SMALL = {"model": "small", "context_length": "128"}

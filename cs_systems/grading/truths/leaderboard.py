@@ -3,7 +3,7 @@
 from cs_systems.estimator.flops import forward_flops, forward_flops_by_part
 from cs_systems.estimator.parameters import num_parameters
 from cs_systems.grading.items import Truth
-from cs_systems.grading.truth_question import Finder, Question, under
+from cs_systems.grading.truths.question import Finder, Question, under
 from cs_systems.model.config import ModelConfig
 from cs_systems.model.presets import find_preset
 

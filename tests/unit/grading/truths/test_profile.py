@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from cs_systems.grading.items import NotMeasuredError
-from cs_systems.grading.truth import find_truth
+from cs_systems.grading.truths.find import find_truth
 
 SMALL = {"model": "small", "context_length": "128"}
 GIB = 2**30

@@ -3,8 +3,8 @@
 from cs_systems.bench.attention_case import AttentionConfig, attention_flops, peak_bytes
 from cs_systems.estimator.memory import MemoryCase, attention_tensors, num_scores
 from cs_systems.grading.items import Truth
-from cs_systems.grading.truth_question import Finder, Question, under
-from cs_systems.grading.truth_records import Wanted, median_of, metric, own, ratio_of, selector
+from cs_systems.grading.truths.question import Finder, Question, under
+from cs_systems.grading.truths.records import Wanted, median_of, metric, own, ratio_of, selector
 from cs_systems.model.config import ModelConfig
 
 GRID_BATCH, GRID_LENGTHS, GRID_WIDTHS = 8, (256, 1024, 4096, 8192, 16384), (16, 32, 64, 128)

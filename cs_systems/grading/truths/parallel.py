@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from cs_systems.grading.items import Truth
-from cs_systems.grading.truth_question import Finder, Question, under
+from cs_systems.grading.truths.question import Finder, Question, under
 
 MATRICES, VALUE_BYTES = 3, 2
 FLOPS = {"forward": 2 * MATRICES, "backward": 4 * MATRICES}

@@ -19,7 +19,7 @@ from cs_systems.estimator.memory import (
 from cs_systems.estimator.parameters import num_parameters, parameter_groups
 from cs_systems.estimator.peak import predict_peak
 from cs_systems.grading.items import Truth
-from cs_systems.grading.truth_question import Finder, Question, under
+from cs_systems.grading.truths.question import Finder, Question, under
 from cs_systems.model.config import ModelConfig
 from cs_systems.model.presets import find_preset
 

@@ -7,8 +7,8 @@ import pytest
 
 from cs_systems.grading.evidence import Evidence
 from cs_systems.grading.symbolic import compare
-from cs_systems.grading.truth import find_truth
-from cs_systems.grading.truth_memory import growth_of, halving, kinds_of_saved, largest_of_forward
+from cs_systems.grading.truths.find import find_truth
+from cs_systems.grading.truths.memory import growth_of, halving, kinds_of_saved, largest_of_forward
 
 NOTHING = Evidence(pathlib.Path("nowhere"))
 
