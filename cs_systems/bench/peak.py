@@ -38,7 +38,7 @@ def peak_rate(device: torch.device, precision: str, param_dtype: str) -> PeakRat
 
 
 def measure_matmul_rate(dtype: torch.dtype) -> tuple[float, int, int]:
-    """FLOP/s of the fastest of some square matrix products on the CPU, their size, and how many there were."""
+    """FLOP/s of the fastest of some square matrix products on the CPU, their size, and their number."""
     for size in _SIZES:
         a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
         _time_product(a, b)  # the first product of a size prepares its kernel

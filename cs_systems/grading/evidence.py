@@ -10,29 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cs_systems.bench.record import BenchmarkRecord, read_records
+from cs_systems.bench.measured import Measured, Recording, read_measured
+from cs_systems.bench.record import BenchmarkRecord
 from cs_systems.grading.items import NotMeasuredError
 from cs_systems.tracing.attention_table import attention_table
 from cs_systems.tracing.kernel_tables import top_kernel_per_forward
 from cs_systems.tracing.memory_table import peak_table
 from cs_systems.tracing.read import read_trace
 from cs_systems.tracing.tables import class_by_phase, combined_table
-from cs_systems.tracing.trace import RunFacts, Trace, read_facts
-
-MEASURE_COMMAND = "make measure"
-"""What fills an empty folder."""
-PROFILES = "profile"
-"""The folder of the traces within that of the records."""
+from cs_systems.tracing.trace import Trace
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class ProfiledRun:
+class ProfiledRun(Recording):
     """A trace that was not opened yet, and what was run. Each table of it is made once, when asked for."""
-
-    path: pathlib.Path
-    facts: RunFacts
 
     @functools.cached_property
     def trace(self) -> Trace:
@@ -77,63 +70,27 @@ class Evidence:
     """The records (`*.jsonl`) of a folder and the profiles in its `profile` folder."""
 
     folder: pathlib.Path
-    device: str | None = None
-    """Use only what was measured on the processor of this name; None uses everything."""
 
     @property
     def records(self) -> list[BenchmarkRecord]:
         """All records of the folder, oldest first."""
-        return self._records_and_problems[0]
+        return self._measured.records
 
-    @property
+    @functools.cached_property
     def runs(self) -> list[ProfiledRun]:
         """All profiles whose facts are known, oldest first."""
-        return self._runs_and_problems[0]
+        return [ProfiledRun(each.path, each.facts) for each in self._measured.recordings]
 
     @property
     def problems(self) -> list[str]:
         """One sentence for each thing that could not be used, and one where there is nothing at all."""
-        found = [*self._records_and_problems[1], *self._runs_and_problems[1]]
-        if self.is_empty:
-            found.append(self.nothing_measured())
-        return found
+        return self._measured.problems
 
     @property
     def is_empty(self) -> bool:
         """Whether there is neither a record nor a profile."""
         return not self.records and not self.runs
 
-    def nothing_measured(self) -> str:
-        """What to say when the folder is empty."""
-        where = f"{self.folder} holds no records"
-        if self.device is not None:
-            where += f" of {self.device}"
-        return f"{where}: your own numbers cannot be checked; type {MEASURE_COMMAND}"
-
     @functools.cached_property
-    def _records_and_problems(self) -> tuple[list[BenchmarkRecord], list[str]]:
-        records, problems = [], []
-        for path in sorted(self.folder.glob("*.jsonl")):
-            try:
-                found, remarks = read_records(path)
-            except ValueError as error:
-                found, remarks = [], [str(error)]
-            records += found
-            problems += remarks
-        chosen = [record for record in records if self.device in (None, record.provenance.device)]
-        return sorted(chosen, key=lambda record: str(record.provenance.time_utc)), problems
-
-    @functools.cached_property
-    def _runs_and_problems(self) -> tuple[list[ProfiledRun], list[str]]:
-        runs, problems = [], []
-        for path in sorted((self.folder / PROFILES).glob("*.json.gz")):
-            try:
-                facts = read_facts(path)
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-                continue
-            if facts is None:
-                problems.append(f"{path} is not used: no .run.json beside it says what was run")
-            elif self.device in (None, facts.device):
-                runs.append(ProfiledRun(path, facts))
-        return sorted(runs, key=lambda run: run.facts.time_utc), problems
+    def _measured(self) -> Measured:
+        return read_measured(self.folder)

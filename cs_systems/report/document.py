@@ -78,7 +78,7 @@ def _is_image(path: pathlib.Path) -> bool:
 def read_title(text: str) -> str:
     """The first heading of level one, as typed."""
     found = _TITLE.search(text)
-    return found["title"] if found else "Write-up"
+    return "".join(filter(str.isprintable, found["title"])) if found else "Write-up"
 
 
 def is_safe_link(target: str) -> bool:

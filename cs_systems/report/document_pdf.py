@@ -14,8 +14,6 @@ from cs_systems.report.document import HTML_COMMENT, Images, is_safe_link
 _TEMPLATE = pathlib.Path(__file__).with_name("writeup.typ")
 _READ = "commonmark+pipe_tables+tex_math_dollars+strikeout"
 _OPTIONS = ("--sandbox", "--quiet", "--wrap=none")
-_WIDE = "--columns=100000"
-"""A pipe table with a line longer than this would get columns of equal width."""
 _CUT = "// a formula\n"
 
 Node = Any
@@ -50,7 +48,7 @@ def render_pdf(text: str, title: str, images: Images) -> bytes:
 
     template = _TEMPLATE.read_text(encoding="utf-8").replace('"TITLE"', json.dumps(title, ensure_ascii=False))
     try:
-        tree = json.loads(pypandoc.convert_text(text, "json", format=_READ, extra_args=[*_OPTIONS, _WIDE]))
+        tree = json.loads(pypandoc.convert_text(text, "json", format=_READ, extra_args=list(_OPTIONS)))
         version, blocks = tree["pandoc-api-version"], _with_marks(_harmless(tree["blocks"], images))
         try:
             return to_pdf(template + to_typst(blocks))

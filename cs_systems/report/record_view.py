@@ -14,15 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cs_systems.bench.measured import Measured, latest_of_each_case
 from cs_systems.bench.record import BenchmarkRecord
 from cs_systems.model.presets import ALIASES
-from cs_systems.report.measured import (
-    Measured,
-    latest_of_each_case,
-    load_of_records,
-    origins_of_records,
-    without_origin,
-)
+from cs_systems.report.origins import load_of_records, origins_of_records, without_origin
 from cs_systems.tables import Table
 
 Where = Mapping[str, Any]

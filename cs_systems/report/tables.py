@@ -15,7 +15,6 @@ from cs_systems.tables import (
     Style,
     Table,
     format_bytes,
-    format_count,
     format_number,
     format_percent,
     format_value,

@@ -4,9 +4,10 @@ import pathlib
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from cs_systems.report.measured import PROFILES, Measured, Recording, origin
+from cs_systems.bench.measured import PROFILES, Measured, Recording
+from cs_systems.report.origins import origin
 from cs_systems.report.record_view import MissingMeasurement, Shown, Where, check_settings, flag_of, listed
 from cs_systems.tables import Table
 from cs_systems.tracing.trace import RunFacts
@@ -18,7 +19,7 @@ _SETTINGS = frozenset(
     | {"checkpoint_blocks"}
 )
 _FLAGS: Where = {"model": "small", "context_length": (128, 256)}
-"""What to record on a small machine: once for all views, so with the memory."""
+"""What to record on a small machine."""
 _NAME = re.compile(r"(?P<model>.+)-(?P<context_length>\d+)")
 """The name that profiling/run.py gives a case with nothing unusual."""
 
@@ -30,6 +31,12 @@ class TraceView:
     name: str
     title: str
     tables: Callable[[Sequence[Recording]], list[Table]]
+    flags: Where = field(default_factory=dict)
+    """What to record besides, or instead."""
+    plain: Where = field(default_factory=dict)
+    """What a setting must be, unless a block asks for something else."""
+    varies: str | None = None
+    """Setting of which two values must have been recorded, so that there is something to compare."""
     memory: bool = False
     """Whether the allocations must have been recorded, too."""
     side_by_side: bool = False
@@ -37,7 +44,7 @@ class TraceView:
 
     def command(self, folder: pathlib.Path, where: Where) -> str:
         """What to type to record what `where` asks for."""
-        wanted = {**_FLAGS, **where}
+        wanted = {**_FLAGS, **self.flags, **where}
         if "seq_len" in wanted:
             wanted["context_length"] = wanted.pop("seq_len")
         name = wanted.pop("trace", None)
@@ -48,7 +55,8 @@ class TraceView:
         words = ["python", "profiling/run.py"]
         for setting, values in wanted.items():
             words += [f"--{flag_of(setting)}", ",".join(map(str, listed(values)))]
-        words += ["--steps", "2", "--memory", *(["--name", str(name)] if name else [])]
+        words += ["--steps", "2", *(["--memory"] if self.memory else [])]
+        words += ["--name", str(name)] if name else []
         return shlex.join([*words, "--output-dir", str(folder / PROFILES)])
 
     def missing(self, measured: Measured, where: Where) -> list[MissingMeasurement]:
@@ -73,8 +81,10 @@ class TraceView:
     def _fill(self, measured: Measured, where: Where) -> tuple[Shown, list[Recording]]:
         """The tables, or what is missing, and the recordings that they are of."""
         check_settings(where, _SETTINGS)
-        chosen = [each for each in measured.recordings if self._suits(each, where)]
+        chosen = [each for each in measured.recordings if self._suits(each, {**self.plain, **where})]
         chosen = chosen if self.side_by_side else chosen[-1:]
+        if self.varies and len({getattr(each.facts, self.varies) for each in chosen}) < 2:
+            chosen = []
         shown = Shown()
         try:
             shown.tables = [table for table in self.tables(chosen) if table.rows] if chosen else []
@@ -82,6 +92,11 @@ class TraceView:
             shown.problems.append(f"{self.name}: {error}")
         if not shown.tables:
             shown.missing.append(MissingMeasurement(self.name, self.command(measured.folder, where)))
+        elif self.side_by_side:  # all that is named should be there; otherwise one that matches is enough
+            for name, value in ((name, value) for name, values in where.items() for value in listed(values)):
+                if not any(self._suits(each, {name: value}) for each in chosen):
+                    command = self.command(measured.folder, {**where, name: value})
+                    shown.missing.append(MissingMeasurement(self.name, command, f"{name} {value}"))
         return shown, chosen
 
     def _suits(self, recording: Recording, where: Where) -> bool:

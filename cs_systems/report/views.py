@@ -13,6 +13,7 @@ from typing import Any
 
 from cs_systems.bench.attention_table import SETTINGS as ATTENTION_SETTINGS
 from cs_systems.bench.attention_table import attention_table
+from cs_systems.bench.measured import Recording, read_measured
 from cs_systems.bench.record import BenchmarkRecord
 from cs_systems.grading.blocks import MeasuredBlock
 from cs_systems.mixed_precision.settings import (
@@ -25,7 +26,6 @@ from cs_systems.model.presets import PRESETS
 from cs_systems.report import accumulation, autocast, cases, layer_norm, training_stability
 from cs_systems.report.effect import effect_table
 from cs_systems.report.figure import our_style, save
-from cs_systems.report.measured import Recording, read_measured
 from cs_systems.report.plots import Drawn, draw_model_size, draw_warmup
 from cs_systems.report.precision import precision_tables
 from cs_systems.report.record_view import Draw, RecordView, Where
@@ -93,10 +93,6 @@ def _naive_attention(records: Sequence[BenchmarkRecord]) -> list[Table]:
     return [dataclasses.replace(table, notes=notes)]
 
 
-def _checkpointing(records: Sequence[BenchmarkRecord]) -> list[Table]:
-    return [memory_table(records), effect_table(records, "checkpoint_blocks")]
-
-
 def _drawn_by(name: str, draw: Callable[[Sequence[BenchmarkRecord]], Drawn]) -> Draw:
     def draw_into(
         records: Sequence[BenchmarkRecord], folder: pathlib.Path
@@ -125,7 +121,7 @@ _STEP = RecordView(
         - {"torch", "commit"}
     ),
     program="benchmark.py",
-    flags=_SMALL | {"warmup_steps": (0, 1, 5), "steps": 10, "max_seconds": 30},
+    flags=_SMALL | {"warmup_steps": (0, 1, 2, 5), "steps": 10, "max_seconds": 30},
     file="training_step.jsonl",
     tables=_timing,
     draw=_model_size,
@@ -180,9 +176,12 @@ def _profiled_kernels(recordings: Sequence[Recording]) -> list[Table]:
     return [top_kernel_per_forward(recording.trace), *tables]
 
 
+def _peaks(recordings: Sequence[Recording]) -> list[Table]:
+    return [peak_table([(recording.trace, recording.facts) for recording in recordings])]
+
+
 def _profiled_memory(recordings: Sequence[Recording]) -> list[Table]:
-    runs = [(recording.trace, recording.facts) for recording in recordings]
-    return [peak_table(runs), memory_by_phase(runs[-1][0])]
+    return [*_peaks(recordings), memory_by_phase(recordings[-1].trace)]
 
 
 def _traced(tables: Callable[[Trace, RunFacts], Table]) -> Callable[[Sequence[Recording]], list[Table]]:
@@ -194,7 +193,7 @@ _ALL: tuple[View, ...] = (
     dataclasses.replace(
         _STEP,
         name="warmup",
-        title="The same model after 0, 1 and 5 steps of warm-up",
+        title="The same model after 0, 1, 2 and 5 steps of warm-up",
         tables=_warmup,
         draw=_drawn_by("warmup", draw_warmup),
         varies="warmup_steps",
@@ -231,17 +230,6 @@ _ALL: tuple[View, ...] = (
         tables=lambda records: [memory_table(records)],
         draw=None,
         plain=_but("precision"),
-    ),
-    dataclasses.replace(
-        _STEP,
-        name="checkpointing",
-        title="Peak memory and time by blocks a checkpoint",
-        flags={"model": "small", "context_length": 256, "checkpoint_blocks": (0, 1, 3)} | _clock(1, 2, 10),
-        tables=_checkpointing,
-        draw=None,
-        plain=_but("checkpoint_blocks"),
-        varies="checkpoint_blocks",
-        warmest=False,
     ),
     _numbers(
         "accumulation", "A sum in few bits", AccumulationConfig, accumulation,
@@ -288,7 +276,15 @@ _ALL: tuple[View, ...] = (
     TraceView("profile-kernels", "What the time is spent on", _profiled_kernels),
     TraceView("profile-kinds", "Kinds of work by phase", _traced(lambda trace, _: class_by_phase(trace))),
     TraceView("profile-attention", "Attention in parts", _traced(traced_attention.attention_table)),
-    TraceView("profile-memory", "Memory in each phase", _profiled_memory, memory=True, side_by_side=True),
+    TraceView(
+        "profile-memory", "Memory in each phase", _profiled_memory, memory=True, side_by_side=True, varies="mode",
+        flags={"context_length": 128, "mode": ("forward", "train-step")}, plain={"checkpoint_blocks": 0},
+    ),
+    TraceView(
+        "checkpointing", "Peak memory by blocks a checkpoint", _peaks, memory=True, side_by_side=True,
+        flags={"context_length": 128, "checkpoint_blocks": (0, 1, 2, 3, 4, 6)}, varies="checkpoint_blocks",
+        plain={"mode": "train-step", "precision": "fp32"},
+    ),
 )  # fmt: skip
 VIEWS: dict[str, View] = {view.name: view for view in _ALL}
 

@@ -10,12 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cs_systems.bench.measured import Measured, read_measured
 from cs_systems.grading.blocks import AnswerBlock, Answers, MeasuredBlock
 from cs_systems.grading.problems import PROBLEMS
 from cs_systems.report.document import Images, read_title, write_atomically
 from cs_systems.report.document_html import render_html
 from cs_systems.report.document_pdf import render_pdf
-from cs_systems.report.measured import Measured, read_measured
 from cs_systems.report.record_view import MissingMeasurement, Shown
 from cs_systems.report.views import find_view
 from cs_systems.tables import Column, Table

@@ -44,8 +44,9 @@ LAYERS = {
 ONLY = {
     "estimator": ("tables", "model.config", "model.presets"),
     "report": (
-        *("cli", "tables", "model.presets", "timing.stats", "bench.record", "estimator", "tracing", "grading"),
-        *("mixed_precision.settings", "bench.attention_table", "bench.command"),
+        *("cli", "tables", "model.presets", "timing.stats", "estimator", "tracing", "grading"),
+        *("mixed_precision.settings", "bench.record", "bench.measured", "bench.attention_table"),
+        "bench.command",
     ),
 }
 # Below in the table and still out of bounds: the model is pure, what is measured is applied from outside.
@@ -55,7 +56,7 @@ NO_TORCH = (
     *("cli", "tables", "model.config", "model.presets", "timing.stats", "estimator", "report"),
     *("bench.record", "bench.workload", "bench.progress", "bench.sweep", "bench.peers"),
     *("bench.attention", "bench.attention_case", "bench.kernels", "bench.kernel_case"),
-    *("bench.command", "bench.turns"),
+    *("bench.command", "bench.turns", "bench.measured"),
     *("tracing.trace", "tracing.read", "tracing.chrome", "tracing.nsys", "tracing.attribute"),
     *("tracing.classify", "tracing.idle", "tracing.columns", "tracing.tables", "tracing.kernel_tables"),
     *("tracing.attention_table", "tracing.memory_table"),

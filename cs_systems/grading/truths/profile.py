@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cs_systems.bench.measured import PROFILES, nothing_measured
 from cs_systems.estimator.parameters import parameter_shapes
-from cs_systems.grading.evidence import PROFILES, ProfiledRun
+from cs_systems.grading.evidence import ProfiledRun
 from cs_systems.grading.items import NotMeasuredError, Truth
 from cs_systems.grading.truths.question import Finder, Question, misspelt_model, under, whole_number
 from cs_systems.grading.truths.records import rounded
@@ -73,7 +74,7 @@ def not_recorded(question: Question, wanted: Wanted, settings: Mapping[str, Any]
     """One line for a profile that is not there, with the command that records it."""
     evidence = question.evidence
     if evidence.is_empty:
-        return evidence.nothing_measured()
+        return nothing_measured(evidence.folder)
     case = ", ".join(f"{key} {value}" for key, value in settings.items()) or "a step"
     flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in settings.items())
     folder = evidence.folder / PROFILES

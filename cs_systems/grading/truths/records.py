@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cs_systems.bench.measured import nothing_measured
 from cs_systems.bench.record import BenchmarkRecord
 from cs_systems.grading.items import NotMeasuredError, Truth
 from cs_systems.grading.truths.question import Finder, Question, misspelt_model, whole_number
@@ -155,7 +156,7 @@ def _not_measured(
 ) -> str:
     evidence = question.evidence
     if not evidence.records:
-        return evidence.nothing_measured()
+        return nothing_measured(evidence.folder)
     settings = {**chosen, **fixed}
     case = ", ".join(f"{key} {_shown(value)}" for key, value in settings.items()) or wanted.experiment
     ended = [record for record in fitting if record.status != "ok"]

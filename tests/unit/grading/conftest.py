@@ -39,10 +39,10 @@ def record():
 def evidence_of(tmp_path):
     """The evidence of a folder with these records."""
 
-    def write(*records, device=None, name="runs.jsonl"):
+    def write(*records, name="runs.jsonl"):
         for each in records:
             append_record(tmp_path / name, each)
-        return Evidence(tmp_path, device)
+        return Evidence(tmp_path)
 
     return write
 

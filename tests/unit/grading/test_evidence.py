@@ -21,15 +21,6 @@ def test_all_files_of_a_folder_are_read_and_sorted_by_time(evidence_of, record):
     assert not evidence.problems
 
 
-def test_a_device_can_be_chosen(evidence_of, record):
-    evidence = evidence_of(
-        record({"forward": [2.0]}, device="A GPU"),
-        record({"forward": [1.0]}, device="Another"),
-        device="Another",
-    )
-    assert [each.provenance.device for each in evidence.records] == ["Another"]
-
-
 def test_what_cannot_be_read_is_one_line_and_the_rest_is_used(tmp_path, evidence_of, record):
     (tmp_path / "notes.jsonl").write_text("groceries\n")
     newer = json.loads(record({"forward": [1.0]}).to_json()) | {"schema_version": 99}

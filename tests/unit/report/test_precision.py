@@ -19,7 +19,8 @@ def pair(make_record):
         return [
             make_record(
                 model, precision=precision, forward=[factor * t for t in times],
-                metrics=metrics | {"predicted_peak_memory_bytes": peak, "predicted_peak_phase": "loss"}, **given,
+                metrics=metrics | {"predicted_peak_memory_bytes": peak, "predicted_peak_phase": "loss"},
+                **given,
             )
             for precision, factor, metrics, peak in zip(
                 ("fp32", "bf16"), (1.0, 2 / 3), (baseline, FP32), peaks, strict=True

@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
+from cs_systems.bench.measured import read_measured
 from cs_systems.bench.record import append_record
 from cs_systems.grading.blocks import MeasuredBlock
-from cs_systems.report.measured import read_measured
 from cs_systems.report.record_view import RecordView
 from cs_systems.report.views import VIEWS, commands_of, find_view
 from cs_systems.tables import Table, render_table
@@ -21,9 +21,9 @@ from cs_systems.tracing.trace import RunFacts, write_facts
 ROOT = pathlib.Path(__file__).parents[3]
 REFERENCE = ROOT / "results" / "amd-epyc-2-cores"
 NAMES = [
-    "timing", "warmup", "precision", "compile", "memory", "checkpointing", "accumulation", "autocast",
-    "layer-norm", "training-stability", "attention", "attention-compiled", "flash", "profile-timer",
-    "profile-kernels", "profile-kinds", "profile-attention", "profile-memory",
+    "timing", "warmup", "precision", "compile", "memory", "accumulation", "autocast", "layer-norm",
+    "training-stability", "attention", "attention-compiled", "flash", "profile-timer", "profile-kernels",
+    "profile-kinds", "profile-attention", "profile-memory", "checkpointing",
 ]  # fmt: skip
 PASSES = {"forward": [1.0, 2.0, 3.0], "backward": [2.0, 4.0, 6.0]}
 
@@ -81,7 +81,7 @@ def test_each_command_is_understood_by_its_program_and_stores_in_the_folder(name
     python, *words = shlex.split(VIEWS[name].command(pathlib.Path("some folder"), {}))
     assert python == "python"
     args = parsed(words)
-    if name.startswith("profile"):
+    if words[0] == "profiling/run.py":
         assert args.output_dir == pathlib.Path("some folder/profile")
     else:
         assert args.output.parent == pathlib.Path("some folder")
@@ -98,7 +98,9 @@ def test_each_command_is_understood_by_its_program_and_stores_in_the_folder(name
         ("compile", {}, "--compile off,on"),
         ("accumulation", {"value": 0.1}, "--value 0.1 --steps 1000"),
         ("profile-kinds", {"trace": "medium-256"}, "--model medium --context-length 256"),
-        ("profile-kinds", {"trace": "mine"}, "--context-length 128 --steps 2 --memory --name mine"),
+        ("profile-kinds", {"trace": "mine"}, "--context-length 128 --steps 2 --name mine"),
+        ("profile-memory", {}, "--mode forward,train-step --steps 2 --memory"),
+        ("checkpointing", {}, "--checkpoint-blocks 0,1,2,3,4,6 --steps 2 --memory"),
         ("profile-kinds", {"seq_len": 64}, "--model small --context-length 64"),
     ],
 )
@@ -114,12 +116,14 @@ def test_an_empty_folder_misses_every_view_in_one_line_with_the_command(name, tm
     (missing,) = shown.missing
     assert missing.line == f"{name} is not measured yet; run: {VIEWS[name].command(tmp_path, {})}"
     assert VIEWS[name].missing(measured, {}) == shown.missing
-    assert measured.problems == [f"{tmp_path} holds no records: every table is still to be measured"]
+    assert measured.problems == [
+        f"{tmp_path} holds no records: there is nothing of your own to show or compare with; type make measure"
+    ]
 
 
 def test_one_command_serves_views_that_show_the_same_records(tmp_path):
     blocks = [
-        MeasuredBlock(name, {}, "", 1) for name in ("timing", "warmup", "profile-kinds", "profile-memory")
+        MeasuredBlock(name, {}, "", 1) for name in ("timing", "warmup", "profile-kinds", "profile-timer")
     ]
     first, second = commands_of(blocks, tmp_path)
     assert "benchmark.py" in first
@@ -278,7 +282,7 @@ def test_what_cannot_be_read_is_a_sentence_and_the_rest_is_used(make_record, sto
     assert "schema 0, this program reads 1" in measured.problems[1]
     assert "no .run.json beside it" in measured.problems[2]
     assert read_measured(folder / "none").problems == [
-        f"{folder / 'none'} does not exist: every table is still to be measured"
+        f"{folder / 'none'} does not exist: there is nothing of your own to show or compare with; type make measure"
     ]
 
 
@@ -334,7 +338,6 @@ def record_steps(folder, name, time_utc, **changes):
         ("profile-timer", ["Forward pass, by profiler and by timer"]),
         ("profile-kinds", ["Work by class"]),
         ("profile-attention", ["Attention, time of the operators"]),
-        ("profile-memory", ["Peak memory of tensors by phase", "Memory"]),
         ("profile-kernels", ["The operator that takes the most time", "Operators by self time",
                              "Operators by self time in forward", "Operators by self time in backward"]),
     ],
@@ -362,13 +365,26 @@ def test_the_newest_profile_is_shown_or_the_one_that_is_named(folder, tmp_path):
     assert tokens("profile-kinds") == ["32 tokens"]
     assert tokens("profile-kinds", trace="b") == tokens("profile-kinds", context_length=64) == ["64 tokens"]
     assert tokens("profile-timer") == ["64 tokens", "32 tokens"]
-    assert tokens("profile-memory") == ["32 tokens"], "the other was recorded without allocations"
     assert tokens("profile-timer", seq_len=[32, 48]) == ["32 tokens"]
     (missing,) = VIEWS["profile-timer"].missing(measured, {"seq_len": [32, 48]})
     assert missing.of == "seq_len 48"
     assert "--context-length 48" in missing.command
     (missing,) = VIEWS["profile-kinds"].missing(measured, {"trace": "c"})
     assert "--name c" in missing.command
+
+
+def test_memory_is_compared_where_it_was_recorded_both_ways(folder, tmp_path):
+    record_steps(folder / "profile", "a", "2026-01-01T00:00:00+00:00", mode="forward")
+    record_steps(folder / "profile", "b", "2026-01-02T00:00:00+00:00", command="python profiling/run.py")
+    assert len(VIEWS["profile-memory"].missing(read_measured(folder), {})) == 1, "b has no allocations"
+    record_steps(folder / "profile", "c", "2026-01-03T00:00:00+00:00")
+    record_steps(folder / "profile", "d", "2026-01-04T00:00:00+00:00", checkpoint_blocks=2)
+    measured = read_measured(folder)
+    shown = show("profile-memory", measured, tmp_path)
+    assert [row["mode"] for row in shown.tables[0].rows] == ["forward", "train-step"]
+    assert shown.tables[1].title == "Memory"
+    shown = show("checkpointing", measured, tmp_path)
+    assert [row["checkpoint_blocks"] for row in shown.tables[0].rows] == [0, 2]
 
 
 def test_a_damaged_profile_is_said_and_missing(folder, tmp_path):

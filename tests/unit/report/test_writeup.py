@@ -9,10 +9,10 @@ import sys
 import pytest
 from markdown_it import MarkdownIt
 
+from cs_systems.bench.measured import read_measured
 from cs_systems.bench.record import append_record
 from cs_systems.grading.blocks import parse_answers
 from cs_systems.report import writeup
-from cs_systems.report.measured import read_measured
 from cs_systems.report.writeup import build, build_markdown, code, escape, table_lines
 from cs_systems.tables import Cell, Column, Table
 
@@ -218,7 +218,9 @@ def test_without_records_everything_is_missing_and_the_documents_come_out(tmp_pa
     )
     assert len(result.files) == 3
     assert [missing.view for missing in result.missing] == ["timing"]
-    assert result.problems == [f"{tmp_path / 'none'} does not exist: every table is still to be measured"]
+    assert result.problems == [
+        f"{tmp_path / 'none'} does not exist: there is nothing of your own to show or compare with; type make measure"
+    ]
 
 
 def test_importing_it_loads_neither_torch_nor_the_packages_of_the_documents():
