@@ -75,7 +75,7 @@ def read_measured(folder: pathlib.Path) -> Measured:
 def nothing_measured(folder: pathlib.Path) -> str:
     """What to say of a folder without a record or recording."""
     what = "holds no records" if folder.is_dir() else "does not exist"
-    return f"{folder} {what}: there is nothing of your own to show or compare with; type {MEASURE_COMMAND}"
+    return f"{folder} {what}: nothing of your own to show or check; type {MEASURE_COMMAND}"
 
 
 def latest_of_each_case(records: Iterable[BenchmarkRecord]) -> list[BenchmarkRecord]:

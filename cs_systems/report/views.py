@@ -277,8 +277,9 @@ _ALL: tuple[View, ...] = (
     TraceView("profile-kinds", "Kinds of work by phase", _traced(lambda trace, _: class_by_phase(trace))),
     TraceView("profile-attention", "Attention in parts", _traced(traced_attention.attention_table)),
     TraceView(
-        "profile-memory", "Memory in each phase", _profiled_memory, memory=True, side_by_side=True, varies="mode",
-        flags={"context_length": 128, "mode": ("forward", "train-step")}, plain={"checkpoint_blocks": 0},
+        "profile-memory", "Memory in each phase", _profiled_memory, memory=True, side_by_side=True,
+        flags={"context_length": 128, "mode": ("forward", "train-step")}, varies="mode",
+        plain={"checkpoint_blocks": 0},
     ),
     TraceView(
         "checkpointing", "Peak memory by blocks a checkpoint", _peaks, memory=True, side_by_side=True,

@@ -117,7 +117,7 @@ def test_an_empty_folder_misses_every_view_in_one_line_with_the_command(name, tm
     assert missing.line == f"{name} is not measured yet; run: {VIEWS[name].command(tmp_path, {})}"
     assert VIEWS[name].missing(measured, {}) == shown.missing
     assert measured.problems == [
-        f"{tmp_path} holds no records: there is nothing of your own to show or compare with; type make measure"
+        f"{tmp_path} holds no records: nothing of your own to show or check; type make measure"
     ]
 
 
@@ -203,7 +203,6 @@ def test_a_record_from_before_a_setting_existed_counts_as_one_with_it_off(make_r
         ("warmup", "warmup_steps", (0, 1), "warmup_steps"),
         ("precision", "precision", ("fp32", "bf16"), "precision"),
         ("compile", "compile", (False, True), "compile"),
-        ("checkpointing", "checkpoint_blocks", (0, 2), "checkpoint_blocks"),
     ],
 )
 def test_a_comparison_shows_only_cases_measured_both_ways(
@@ -282,7 +281,7 @@ def test_what_cannot_be_read_is_a_sentence_and_the_rest_is_used(make_record, sto
     assert "schema 0, this program reads 1" in measured.problems[1]
     assert "no .run.json beside it" in measured.problems[2]
     assert read_measured(folder / "none").problems == [
-        f"{folder / 'none'} does not exist: there is nothing of your own to show or compare with; type make measure"
+        f"{folder / 'none'} does not exist: nothing of your own to show or check; type make measure"
     ]
 
 

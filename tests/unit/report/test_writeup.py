@@ -219,7 +219,7 @@ def test_without_records_everything_is_missing_and_the_documents_come_out(tmp_pa
     assert len(result.files) == 3
     assert [missing.view for missing in result.missing] == ["timing"]
     assert result.problems == [
-        f"{tmp_path / 'none'} does not exist: there is nothing of your own to show or compare with; type make measure"
+        f"{tmp_path / 'none'} does not exist: nothing of your own to show or check; type make measure"
     ]
 
 
