@@ -144,7 +144,7 @@ def run_build(args: argparse.Namespace) -> int:
     result = build(_read(args), args.records, args.output_dir, table)
     print(render_table(table, "table"))
     print(*result.files, sep="\n")
-    _say(*evidence.problems, *result.problems, *(missing.line for missing in result.missing))
+    _say(*dict.fromkeys(evidence.problems + result.problems), *(each.line for each in result.missing))
     code = _outcome(verdicts, args.strict) if args.strict else EXIT_OK
     return EXIT_FAILED if result.missing or result.problems else code
 
