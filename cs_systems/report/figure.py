@@ -6,6 +6,7 @@ matplotlib is an extra and slow to import, so it is imported inside functions.
 import itertools
 import math
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -74,12 +75,13 @@ def make_figure(
     longest = max(len(name) for name, *_ in marks)
     legend_columns = min(len(marks), max(1, int(width / (0.4 + 0.07 * longest))))  # inches, of 9 point text
     above = 0.45 + 0.19 * math.ceil(len(marks) / legend_columns)  # inches of heading and legend
-    below = 0.35  # inches of caption
+    lines = [part for line in caption.split("\n") for part in textwrap.wrap(line, int(19 * width))]
+    below = 0.11 + 0.12 * len(lines)  # inches of caption, in 6.5 point text
     height = above + rows * _PANEL_INCHES[1] + below
     figure = Figure(figsize=(width, height))
     figure.set_layout_engine("constrained", rect=(0, below / height, 1, 1 - (above + below) / height))
     figure.text(0.08 / width, 1 - 0.08 / height, heading, va="top", fontsize=11, fontweight="bold")
-    figure.text(0.08 / width, 0.08 / height, caption, fontsize=6.5, color=_GREY)
+    figure.text(0.08 / width, 0.08 / height, "\n".join(lines), fontsize=6.5, color=_GREY)
     _add_legend(figure, marks, legend_columns, 1 - 0.27 / height)
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten().tolist()
     for unused in axes[num_panels:]:

@@ -33,15 +33,13 @@ NUM_NEW = 12
 
 
 def build_peer(config_class, model_class, values):
-    """The peer with large random weights: an untrained one repeats its last token whatever the code does."""
+    """The peer with large random matrices: an untrained model says the same token whatever the code does."""
     config = getattr(transformers, config_class)(bos_token_id=0, eos_token_id=0, pad_token_id=1, **values)
     peer = getattr(transformers, model_class)(config).eval()
     with torch.no_grad():
         for parameter in peer.parameters():
-            is_embedding = (
-                parameter.shape[0] == values["vocab_size"]
-            )  # as the head it would favour its own token
-            parameter.add_((0.1 if is_embedding else 0.6) * torch.randn_like(parameter))
+            is_matrix = parameter.dim() == 2 and parameter.shape[0] != values["vocab_size"]
+            parameter.add_((0.6 if is_matrix else 0.1) * torch.randn_like(parameter))
     peer.generation_config.eos_token_id = None
     return peer
 

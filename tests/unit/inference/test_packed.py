@@ -171,7 +171,7 @@ def test_one_graph_serves_all_lengths_of_a_capacity(make_model, traced_compile):
     assert decoder.new_cache(1, 56).capacity == 64
     assert decoder.new_cache(1, 65).capacity == 128
     assert decoder.new_cache(1, 199).capacity == 200
-    with pytest.raises(ValueError, match="a cache of 256 tokens is over context_length 200"):
+    with pytest.raises(ValueError, match="a cache of 201 tokens is over context_length 200"):
         decoder.new_cache(1, 201)
 
 
@@ -186,10 +186,13 @@ def test_more_batch_sizes_than_torch_compile_allows(make_model, traced_compile):
 def test_generated_code_gives_the_same_tokens(precision, size, make_model, no_shape_checks):
     """Once with the real compiler: the sum of products, and the product that it does not look into."""
     model = make_model("gpt2", num_layers=1)
-    config = GenerationConfig(max_new_tokens=4)
-    prompts = [[3, 1, 4]] * size
+    settings = {"precision": precision, "expected_batch_size": size}
     rows = [
-        generate(PackedDecoder(model, DecoderConfig(precision=precision, compile=compile)), prompts, config)
+        generate(
+            PackedDecoder(model, DecoderConfig(**settings, compile=compile)),
+            [[3, 1, 4]] * size,
+            GenerationConfig(max_new_tokens=4),
+        )
         for compile in (False, True)
     ]
     assert rows[0] == rows[1]

@@ -26,6 +26,7 @@ def test_each_row_has_its_own_scale():
     weight = torch.ones(3, 16) * torch.tensor([[1.0], [1000.0], [0.0]])
     numbers, scales = quantize_rows(weight)
     assert numbers[:, 0].tolist() == [127, 127, 0]
+    assert scales.min() > 0  # also of a row of zeros, which must not be divided by zero
     torch.testing.assert_close(dequantize_rows(numbers, scales.float()), weight, rtol=2**-8, atol=0)
 
 
