@@ -55,6 +55,18 @@ class Parser(argparse.ArgumentParser):
         return known
 
 
+def parse_command(
+    parser: Parser, commands: Mapping[str, Parser], argv: Sequence[str]
+) -> tuple[Parser, argparse.Namespace]:
+    """The parser that `argv` is for, and what it made of it.
+
+    A command's own parser answers a misspelt flag with the nearest of its own; `parser` would not know them.
+    """
+    if argv and argv[0] in commands:
+        return commands[argv[0]], commands[argv[0]].parse_args(argv[1:])
+    return parser, parser.parse_args(argv)
+
+
 def field_docs(cls: type) -> dict[str, str]:
     """The string literal under each field of a dataclass, by field name."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))

@@ -23,7 +23,7 @@ import sys
 import typing
 from collections.abc import Sequence
 
-from cs_systems.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Parser, list_of
+from cs_systems.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Parser, list_of, parse_command
 from cs_systems.grading.answers import check_answers, messages, verdict_table
 from cs_systems.grading.blocks import Answers, parse_answers, read_answers
 from cs_systems.grading.evidence import Evidence
@@ -72,10 +72,7 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
 def main(argv: list[str] | None = None) -> int:
     """Do what `argv` asks for and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    parser, commands = make_parsers()
-    if argv and argv[0] in commands:  # its own parser answers a misspelt flag with the nearest of its own
-        parser, argv = commands[argv[0]], argv[1:]
-    args = parser.parse_args(argv)
+    parser, args = parse_command(*make_parsers(), argv)
     try:
         return args.run(args)
     except ValueError as error:

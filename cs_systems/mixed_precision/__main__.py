@@ -41,6 +41,7 @@ from cs_systems.cli import (
     command_line,
     cross_product,
     field_names,
+    parse_command,
 )
 from cs_systems.mixed_precision.settings import (
     AccumulationConfig,
@@ -105,11 +106,7 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
 def main(argv: list[str] | None = None) -> int:
     """Run what `argv` asks for, print it, and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    parser, commands = make_parsers()
-    words = argv
-    if argv and argv[0] in commands:  # its own parser answers a misspelt flag with the nearest of its own
-        parser, words = commands[argv[0]], argv[1:]
-    args = parser.parse_args(words)
+    parser, args = parse_command(*make_parsers(), argv)
     experiment = EXPERIMENTS[args.command]
     try:
         if args.resume and args.output is None and getattr(args, "checkpoints", None) is None:

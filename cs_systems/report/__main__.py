@@ -14,7 +14,7 @@ import sys
 import typing
 
 from cs_systems.bench.record import BenchmarkRecord, read_records
-from cs_systems.cli import EXIT_OK, EXIT_USAGE, Parser
+from cs_systems.cli import EXIT_OK, EXIT_USAGE, Parser, parse_command
 from cs_systems.report.compare import compare_records
 from cs_systems.report.plots import draw_plots
 from cs_systems.report.tables import render_report
@@ -48,10 +48,7 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
 def main(argv: list[str] | None = None) -> int:
     """Do what `argv` asks for and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    parser, commands = make_parsers()
-    if argv and argv[0] in commands:  # its own parser answers a misspelt flag with the nearest of its own
-        parser, argv = commands[argv[0]], argv[1:]
-    args = parser.parse_args(argv)
+    parser, args = parse_command(*make_parsers(), argv)
     try:
         return args.run(args)
     except ValueError as error:

@@ -151,11 +151,15 @@ def log_number_axis(panel: "Axes", names: dict[int, str]) -> None:
 
 
 def save(figure: "Figure", folder: pathlib.Path, name: str) -> list[pathlib.Path]:
-    """Write `figure` to `folder` as SVG and PNG; the same figure gives the same bytes.
+    """Write `figure` to `folder`, made if need be, as SVG and PNG; the same figure gives the same bytes.
 
     Raises:
-        ValueError: when a file cannot be written.
+        ValueError: when the folder or a file cannot be written.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot create this folder for plots ({error.strerror})") from None
     files = [folder / f"{name}.{suffix}" for suffix in ("svg", "png")]
     for file, metadata in zip(files, ({"Date": None}, {"Software": None}), strict=True):
         try:

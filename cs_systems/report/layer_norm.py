@@ -172,10 +172,6 @@ def draw(records: Sequence[BenchmarkRecord], folder: pathlib.Path) -> tuple[list
     Raises:
         ValueError: when matplotlib is missing or a file cannot be written; the message says what to do.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--plots {folder}: cannot create it ({error.strerror})") from None
     files, remarks = [], []
     with our_style():
         for axis, other in (("scale", "offset"), ("offset", "scale")):

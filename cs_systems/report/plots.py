@@ -51,10 +51,6 @@ def draw_plots(
     num_rest = len({record.key for record in chosen} - set(latest))
     if num_rest:
         remarks.append(f"{num_rest} cases without a complete measurement are not drawn")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output-dir {folder}: cannot create it ({error.strerror})") from None
     files = []
     with our_style():
         for name, draw in (
