@@ -12,6 +12,7 @@ from cs_systems.bench.record import Provenance
 from cs_systems.device import cuda_version, device_name, driver_version
 
 _ROOT = pathlib.Path(__file__).parents[2]
+_CHANGES = ("status", "--porcelain", "-uno", "--", ":!results")  # a record that is appended changes no code
 
 
 def collect_provenance(command: str, device: torch.device) -> Provenance:
@@ -19,7 +20,7 @@ def collect_provenance(command: str, device: torch.device) -> Provenance:
     return Provenance(
         command=command,
         commit=_git("rev-parse", "--short=12", "HEAD"),
-        dirty=None if (changes := _git("status", "--porcelain", "-uno")) is None else bool(changes),
+        dirty=None if (changes := _git(*_CHANGES)) is None else bool(changes),
         time_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         device=device_name(device),
         device_type=device.type,

@@ -137,7 +137,7 @@ _ATTENTION = RecordView(
     flags={
         "batch_size": 8, "num_heads": 0, "d_head": (16, 64), "seq_len": (256, 1024, 4096, 16384),
         "precision": "fp32", "causal": False, "implementation": "naive", "passes": ("forward", "backward"),
-        "rounds": 5, "max_seconds": 10,
+        "rounds": 5, "max_seconds": 30,
     },
     file="attention.jsonl",
     tables=_naive_attention,
@@ -215,7 +215,7 @@ _ALL: tuple[View, ...] = (
         _STEP,
         name="compile",
         title="Compiled against not compiled",
-        flags=_SMALL | {"compile": (False, True)} | _clock(1, 5, 15),
+        flags=_SMALL | {"compile": (False, True)} | _clock(1, 5, 60),
         file="compile.jsonl",
         tables=lambda records: [effect_table(records, "compile")],
         draw=None,
