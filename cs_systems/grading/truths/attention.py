@@ -186,8 +186,8 @@ FINDERS: dict[str, Finder] = {
         "flash_benchmarking.a",
         {
             **dict.fromkeys(FLASH.chosen, selector(FLASH)),
-            "flash_forward": own(FLASH, median_of("forward")),
-            "naive_forward": own(FLASH.having(**_NAIVE), median_of("forward")),
+            "flash_forward": own(FLASH, median_of("forward"), _NAIVE),
+            "naive_forward": own(FLASH, median_of("forward", 1), _NAIVE),
             "forward_speedup": own(FLASH, ratio_of((1, "forward"), (0, "forward")), _NAIVE),
             "both_speedup": own(FLASH, ratio_of((1, "forward-backward"), (0, "forward-backward")), _NAIVE),
         },

@@ -1,8 +1,9 @@
 """True numbers of the student's own: which record a question is about, and how near an answer must come.
 
 The block chooses (`model`, `context_length`, ...), the question fixes the rest, and of the records that fit
-the one with the most warm-up counts, of several such the newest. What the same case said at an earlier time
-makes an answer stale rather than wrong.
+the one with the most warm-up counts, of several such the newest. Where two cases are compared, both must have
+been measured alike: with the same warm-up and number of steps, as in one row of a table. What the same case
+said at an earlier time makes an answer stale rather than wrong.
 
 Accepted is the 95 % confidence interval of the median, from its order statistics (for ten samples the second
 to the ninth, for fewer than six all of them), or of a ratio of medians its bootstrap interval; either is made
@@ -10,6 +11,7 @@ wider by 5 %, which is the most that rounding to two digits moves a number.
 """
 
 import dataclasses
+import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -78,11 +80,29 @@ def own(wanted: Wanted, measure: Measure, *others: Mapping[str, Any]) -> Finder:
     """
 
     def find(question: Question) -> Truth:
-        histories = [newest_first(question, wanted, changes) for changes in ({}, *others)]
+        histories = _compared(question, wanted, others)
         value, low, high = measure([history[0] for history in histories])
         return Truth(value, low, high, older=_older(histories, measure))
 
     return find
+
+
+def _compared(
+    question: Question, wanted: Wanted, others: Sequence[Mapping[str, Any]]
+) -> list[list[BenchmarkRecord]]:
+    """For the case and each of the others its measurements, newest first, those that were measured alike."""
+    varied = {key for changes in others for key in changes}
+    alike: dict[str, list[list[BenchmarkRecord]]] = {}
+    for index, changes in enumerate(({}, *others)):
+        for record in _complete(question, wanted, changes):
+            rest = {key: value for key, value in record.case.items() if key not in varied}
+            key = json.dumps([rest, record.provenance.device], sort_keys=True)
+            alike.setdefault(key, [[] for _ in range(1 + len(others))])[index].append(record)
+    groups = [group for group in alike.values() if all(group)]
+    if not groups:
+        return [newest_first(question, wanted, changes) for changes in ({}, *others)]
+    best = max(groups, key=lambda group: max(map(_rank, group[0])))
+    return [sorted(records, key=_rank, reverse=True) for records in best]
 
 
 def _older(
@@ -105,7 +125,15 @@ def newest_first(
     Raises:
         NotMeasuredError: in one line with the command, when there is none.
     """
-    fixed = {**wanted.fixed, **(changes or {})}
+    complete = _complete(question, wanted, changes or {})
+    best = max(complete, key=_rank)
+    same = [record for record in complete if _same_case(record, best)]
+    return sorted(same, key=_rank, reverse=True)
+
+
+def _complete(question: Question, wanted: Wanted, changes: Mapping[str, Any]) -> list[BenchmarkRecord]:
+    """The records of all cases that a block may be about; raises as `newest_first` does."""
+    fixed = {**wanted.fixed, **changes}
     answered = {key: question.chosen(key) for key in wanted.chosen if key not in fixed}
     chosen = {key: value for key, value in answered.items() if value is not None}
     records = [record for record in question.evidence.records if record.experiment == wanted.experiment]
@@ -113,9 +141,7 @@ def newest_first(
     complete = [record for record in fitting if record.status == "ok" and _has_passes(record, wanted.passes)]
     if not complete:
         raise NotMeasuredError(_not_measured(question, wanted, fitting, chosen, fixed))
-    best = max(complete, key=_rank)
-    same = [record for record in complete if _same_case(record, best)]
-    return sorted(same, key=_rank, reverse=True)
+    return complete
 
 
 def _fits(record: BenchmarkRecord, chosen: Mapping[str, Any], fixed: Mapping[str, Any]) -> bool:
@@ -177,13 +203,13 @@ def _shown(value: Any) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
-def median_of(name: str, scale: float = 1.0) -> Measure:
-    """The median of one pass of the first record."""
+def median_of(name: str, number: int = 0) -> Measure:
+    """The median of one pass of one of the records."""
 
     def measure(records: Sequence[BenchmarkRecord]) -> tuple[float, float, float]:
-        samples = records[0].samples_s[name]
+        samples = records[number].samples_s[name]
         low, high = median_interval(samples)
-        return scale * statistics.median(samples), *rounded(scale * low, scale * high)
+        return statistics.median(samples), *rounded(low, high)
 
     return measure
 

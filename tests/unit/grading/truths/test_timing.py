@@ -67,3 +67,25 @@ def test_counts_of_a_model_come_from_its_shape(evidence_of):
 def test_a_count_needs_its_case_first(evidence_of, values):
     with pytest.raises(NotMeasuredError, match=r"answer \w+ first|did you mean small"):
         find_truth("benchmarking_script.a", "forward_flops", values, evidence_of())
+
+
+def test_precisions_are_compared_where_they_were_measured_alike(evidence_of, record):
+    """The fp32 case with more warm-up, measured on another day, is no baseline of the bf16 case."""
+    evidence = evidence_of(
+        record(samples([0.9] * 5), warmup_steps=1, steps=5),
+        record(samples([0.45] * 5), warmup_steps=1, steps=5, precision="bf16"),
+        record(samples([0.7] * 10), warmup_steps=5, day=2),
+    )
+    part = "benchmarking_mixed_precision.c"
+    values = {key: find_truth(part, key, SMALL, evidence).value
+              for key in ("forward_fp32", "forward_bf16", "forward_speedup")}  # fmt: skip
+    assert values == pytest.approx({"forward_fp32": 0.9, "forward_bf16": 0.45, "forward_speedup": 2.0})
+
+
+def test_precisions_that_were_never_measured_alike_are_still_compared(evidence_of, record):
+    evidence = evidence_of(
+        record(samples([0.9] * 5), warmup_steps=1),
+        record(samples([0.3] * 5), warmup_steps=2, precision="bf16"),
+    )
+    truth = find_truth("benchmarking_mixed_precision.c", "forward_speedup", SMALL, evidence)
+    assert truth.value == pytest.approx(3.0)
