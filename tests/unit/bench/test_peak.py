@@ -1,3 +1,5 @@
+"""The rate that FLOP/s are compared with: bounded however slow the type is."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Speed-ups of lower precisions: against a baseline that is fp32, or not at all."""
+
 import statistics
 
 import pytest
