@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -27,6 +28,11 @@ class Recording:
     def name(self) -> str:
         """The file without its suffix: small-128."""
         return self.path.name.removesuffix(_SUFFIX)
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether allocations were recorded too, which slows down what is timed."""
+        return "--memory" in shlex.split(self.facts.command)
 
     @functools.cached_property
     def trace(self) -> Trace:

@@ -28,6 +28,7 @@ from cs_systems.timing.timer import TimingConfig
 _ROOT = pathlib.Path(__file__).parents[2]
 _STDERR_LINES = 20
 WORKER = (sys.executable, "-m", "cs_systems.bench.worker")
+_ADVICE = "try a smaller --batch-size, --context-length or --model, or --checkpoint-blocks 1"
 
 
 class WorkerError(RuntimeError):
@@ -81,7 +82,7 @@ def run_sweep(
             break
         result.records.append(record)
         if output is not None:
-            _store(output, record, result)
+            store_record(output, record, result.problems)
         progress.finish_case(f"{label}: {record.status}" + (f" ({record.reason})" if record.reason else ""))
         if result.interrupted:
             break
@@ -100,6 +101,20 @@ def finished_cases(output: pathlib.Path) -> tuple[dict[str, BenchmarkRecord], li
     return {record.key: record for record in stored if record.status == "ok"}, problems
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a measuring process said, and how it ended."""
+
+    events: Mapping[str, Any]
+    """The last event of each kind."""
+    code: int
+    """Its exit code; negative for the signal that ended it."""
+    tail: Sequence[str]
+    """The last lines of its standard error."""
+    interrupted: bool
+    """Whether Ctrl-C was pressed meanwhile."""
+
+
 def run_in_process(
     case: Case, command: str, progress: Progress, worker: Sequence[str]
 ) -> tuple[BenchmarkRecord | None, bool, bool]:
@@ -110,6 +125,16 @@ def run_in_process(
     request = {"command": command, "label": case.label} | {
         part: dataclasses.asdict(getattr(case, part)) for part in ("model", "workload", "timing")
     }
+    answer = ask_worker(request, progress, worker)
+    return (
+        record_of(answer, EXPERIMENT, case.settings(), _ADVICE),
+        "unsupported" in answer.events,
+        answer.interrupted,
+    )
+
+
+def ask_worker(request: Mapping[str, Any], progress: Progress, worker: Sequence[str]) -> Answer:
+    """Start a measuring process, hand it `request`, and follow it to its end; Ctrl-C is passed on to it."""
     search_path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
@@ -135,15 +160,25 @@ def run_in_process(
             process.stdout.close()
         errors.seek(0)
         tail = errors.read().splitlines()[-_STDERR_LINES:]
-    if "record" in events:
-        return BenchmarkRecord.from_json(json.dumps(events["record"])), "unsupported" in events, interrupted
-    if "provenance" in events:
-        provenance = Provenance(**events["provenance"])
-        record = _record_of_dead(case, provenance, process.returncode, tail, interrupted)
-        return record, False, interrupted
-    if interrupted:
-        return None, False, True
-    raise WorkerError(tail[-1] if tail else f"it ended with code {process.returncode} and no message")
+    return Answer(events, process.returncode, tail, interrupted)
+
+
+def record_of(
+    answer: Answer, experiment: str, settings: Mapping[str, Any], advice: str
+) -> BenchmarkRecord | None:
+    """The record in the answer, or a row for a process that left none; None as in `run_in_process`.
+
+    Raises:
+        WorkerError: when the process ended before it could say what machine it is on.
+    """
+    if "record" in answer.events:
+        return BenchmarkRecord.from_json(json.dumps(answer.events["record"]))
+    if "provenance" in answer.events:
+        return _record_of_dead(answer, experiment, settings, advice)
+    if answer.interrupted:
+        return None
+    tail = answer.tail
+    raise WorkerError(tail[-1] if tail else f"it ended with code {answer.code} and no message")
 
 
 def _hand_over(process: subprocess.Popen, request: str) -> None:
@@ -170,34 +205,30 @@ def _follow(process: subprocess.Popen, events: dict[str, Any], progress: Progres
 
 
 def _record_of_dead(
-    case: Case, provenance: Provenance, code: int, tail: list[str], interrupted: bool
+    answer: Answer, experiment: str, settings: Mapping[str, Any], advice: str
 ) -> BenchmarkRecord:
     """A row for a process that left no record: killed, crashed, or interrupted before its first step."""
-    status, metrics = "failed", {}
-    if interrupted:
+    status, metrics, code, tail = "failed", {}, answer.code, answer.tail
+    if answer.interrupted:
         reason = "interrupted before a step was measured"
     elif code == -signal.SIGKILL:
         status = "oom"
-        reason = (
-            "killed by the operating system, as it does when memory runs out; try a smaller --batch-size, "
-            "--context-length or --model, or --checkpoint-blocks 1"
-        )
+        reason = f"killed by the operating system, as it does when memory runs out; {advice}"
     elif code < 0:
         reason = f"the process died of {signal.Signals(-code).name}"
     else:
         reason = tail[-1] if tail else f"the process ended with code {code} and no message"
-        metrics = {"stderr_tail": tail}
-    return BenchmarkRecord(EXPERIMENT, case.settings(), status, provenance, reason=reason, metrics=metrics)
+        metrics = {"stderr_tail": list(tail)}
+    provenance = Provenance(**answer.events["provenance"])
+    return BenchmarkRecord(experiment, settings, status, provenance, reason=reason, metrics=metrics)
 
 
-def _store(output: pathlib.Path, record: BenchmarkRecord, result: SweepResult) -> None:
-    """Append the record; a full disk must not cost the cases still to come, so it is reported at the end."""
+def store_record(output: pathlib.Path, record: BenchmarkRecord, problems: list[str]) -> None:
+    """Append the record; a full disk must not cost the cases still to come, so it goes to `problems`."""
     try:
         append_record(output, record)
     except OSError as error:
-        result.problems.append(
-            f"{output}: a record could not be stored ({error.strerror}); make room and repeat"
-        )
+        problems.append(f"{output}: a record could not be stored ({error.strerror}); make room and repeat")
 
 
 def _labels(cases: Sequence[Case]) -> list[str]:

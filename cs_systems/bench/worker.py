@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,15 +24,9 @@ from cs_systems.timing.timer import TimingConfig
 
 def main() -> int:
     """Run the one case that was asked for."""
-    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is not an event
-
-    def send(**event: object) -> None:
-        channel.write(json.dumps(event) + "\n")
-        channel.flush()
-
+    send = open_channel()
     request = json.load(sys.stdin)
-    _be_first_to_die()
+    be_first_to_die()
     case = Case(
         request["label"],
         ModelConfig(**request["model"]),
@@ -52,7 +47,19 @@ def main() -> int:
     return 0
 
 
-def _be_first_to_die() -> None:
+def open_channel() -> Callable[..., None]:
+    """A function that sends its keyword arguments as one event, past whatever libraries print."""
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is not an event
+
+    def send(**event: object) -> None:
+        channel.write(json.dumps(event) + "\n")
+        channel.flush()
+
+    return send
+
+
+def be_first_to_die() -> None:
     """When memory runs out Linux should kill this process, which is a row, and not the user's editor."""
     knob = Path("/proc/self/oom_score_adj")
     if knob.exists():

@@ -126,7 +126,7 @@ def _plain(given: Any) -> str:
 
 def _check_word(answer: Any, truth: Truth, read: Callable[[Any], Any]) -> Outcome:
     value = list(truth.value) if isinstance(truth.value, tuple) else truth.value
-    if answer == read(value):
+    if any(answer == read(each) for each in (value, *truth.also)):
         return "right", ""
     return _wrong(_known_reason(truth, lambda key: read(key) == answer) or truth.hint)
 

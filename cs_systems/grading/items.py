@@ -116,6 +116,8 @@ class Truth:
     """For wrong answers that people give: why one would think so. The key is the answer in its plain form."""
     hint: str = ""
     """What to look at when the answer is wrong in any other way; never the value."""
+    also: tuple[str, ...] = ()
+    """Words that are right as well, because a measurement cannot tell them apart (Choice)."""
 
 
 class NotMeasuredError(ValueError):

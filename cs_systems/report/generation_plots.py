@@ -15,7 +15,7 @@ from cs_systems.report.figure import (
     our_style,
     save,
 )
-from cs_systems.report.generation import column_series, of_generation
+from cs_systems.report.generation_rows import column_series, of_generation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

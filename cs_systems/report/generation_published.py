@@ -75,35 +75,44 @@ def _whole(text: str) -> int | None:
 
 
 _OURS = {
-    "throughput": ("tokens_per_s", 1.0),
-    "time_per_token": ("ms_per_token", 1.0),
-    "latency": ("latency_s", 1.0),
-    "prompt_time": ("prompt_s", 1.0),
-    "decode_step_time": ("inter_token_p50_s", 1.0),
-    "load_time": ("start_to_ready_s", 1.0),
-    "generate_time_one_cycle": ("latency_s", 1.0),
+    "throughput": "tokens_per_s",
+    "latency": "latency_s",
+    "prompt_time": "prompt_s",
+    "decode_step_time": "inter_token_p50_s",
+    "time_per_token": "ms_per_token",
+    "load_time": "start_to_ready_s",
+    "generate_time_one_cycle": "latency_s",
 }
-"""Metric of ours, and the factor to the published unit, that stands beside each published metric."""
+"""Metric of ours, in the same unit, that stands beside each published metric."""
+
+_LEFT_OUT = {"bigcode": ("time_per_token",), "ds3lab": ("throughput",)}
+"""Metrics that follow from another one of the same row."""
+
+_PROMPT_TOLERANCE = 2
+
+_BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8}
 
 
 def comparison_table(records: Sequence[BenchmarkRecord], source: str) -> Table:
-    """Ours and theirs, a row for each printed value whose batch size we measured, or which has our model.
+    """Ours and theirs, a row for each printed value and each point of ours of as many bits and sequences.
 
-    A ratio is printed only where both ran on a device of one name.
+    Where one of our models is among the published ones, only equal models stand beside each other. A ratio is
+    printed only where device, model and lengths are the same.
     """
     name = ALIASES.get(source, source)
-    points = [point for point in load_published(name) if point.metric in _OURS]
+    left_out = _LEFT_OUT.get(name, ())
+    points = [p for p in load_published(name) if p.metric in _OURS and p.metric not in left_out]
     measured = [record for record in records if record.status in ("ok", "oom")]
     models = {record.case["model"] for record in measured} & {point.model for point in points}
-    rows = []
-    for point in points:
-        if models and point.model not in models:
-            continue
-        for record in measured:
-            if record.case["batch_size"] == point.batch_size and (
-                not models or record.case["model"] in models
-            ):
-                rows.append(_row(point, record))
+    pairs = [
+        (point, record)
+        for point in points
+        for record in measured
+        if record.case["batch_size"] == point.batch_size
+        and _BITS[record.case["precision"]] == _BITS[point.precision]
+        and (not models or point.model == record.case["model"])
+    ]
+    rows = [_row(point, record) for point, record in pairs]
     columns = [
         Column("batch_size", "Batch"),
         Column("metric", "Metric", align="left"),
@@ -120,31 +129,34 @@ def comparison_table(records: Sequence[BenchmarkRecord], source: str) -> Table:
     ]
     notes = [
         f"Published: as printed in {SOURCES[name]}.",
-        "No ratio stands between different devices or different models: it would compare the machines. Read "
+        "No ratio stands between different devices, models or lengths: it would compare those. Read "
         "the two columns for how each changes with the batch size.",
     ]
     if not rows:
-        notes.append("no batch size of ours is among the published ones")
+        notes.append("no batch size and precision of ours is among the published ones")
     return Table(f"Beside published values: {name}", columns, rows, notes)
 
 
 def _row(point: PublishedPoint, record: BenchmarkRecord) -> dict[str, Any]:
-    key, factor = _OURS[point.metric]
-    value = record.metrics.get(key)
-    ours = None if value is None or record.status != "ok" else factor * value
-    same = same_device(point, record) and record.case["model"] == point.model
-    ratio = ours / point.value if same and ours is not None and point.value else None
+    value = record.metrics.get(_OURS[point.metric]) if record.status == "ok" else None
+    same = {
+        "device": same_device(point, record),
+        "model": record.case["model"] == point.model,
+        "lengths": _has_lengths_of(point, record),
+    }
+    others = [name for name, is_same in same.items() if not is_same]
+    ratio: Any = Cell(None, f"no: other {', '.join(others)}")
+    if not others:
+        ratio = value / point.value if value is not None and point.value else None
     work = record.case
     count = f"{point.num_devices} x " if point.num_devices > 1 else ""
     return {
         "batch_size": point.batch_size,
         "metric": point.metric.replace("_", " "),
         "theirs": Cell(point.value, point.status if point.value is None else format_number(point.value)),
-        "ours": Cell(ours, record.status if ours is None else format_number(ours)),
+        "ours": Cell(value, record.status if value is None else format_number(value)),
         "unit": point.unit,
-        "ratio": Cell(None, "no: other device" if not same_device(point, record) else "no: other model")
-        if ratio is None and not same
-        else ratio,
+        "ratio": ratio,
         "their_engine": f"{point.engine} {point.precision}",
         "our_engine": f"{work['engine']} {work['precision']}, {work['prompt_len']} + {work['new_tokens']}",
         "their_model": point.model,
@@ -152,6 +164,14 @@ def _row(point: PublishedPoint, record: BenchmarkRecord) -> dict[str, Any]:
         "their_device": count + point.device,
         "our_device": record.provenance.device,
     }
+
+
+def _has_lengths_of(point: PublishedPoint, record: BenchmarkRecord) -> bool:
+    """As many new tokens, and as many of the prompt up to two: their prompts were sentences of 7 to 9."""
+    prompt_len, new_tokens = record.case["prompt_len"], record.case["new_tokens"]
+    if point.prompt_len is None or point.new_tokens != new_tokens:
+        return False
+    return abs(point.prompt_len - prompt_len) <= _PROMPT_TOLERANCE
 
 
 def same_device(point: PublishedPoint, record: BenchmarkRecord) -> bool:

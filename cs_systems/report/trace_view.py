@@ -38,7 +38,7 @@ class TraceView:
     varies: str | None = None
     """Setting of which two values must have been recorded, so that there is something to compare."""
     memory: bool = False
-    """Whether the allocations must have been recorded, too."""
+    """Whether the allocations must have been recorded, too; otherwise recordings without are preferred."""
     side_by_side: bool = False
     """Show all traces that match, rather than the newest."""
 
@@ -47,7 +47,8 @@ class TraceView:
         wanted = {**_FLAGS, **self.flags, **where}
         if "seq_len" in wanted:
             wanted["context_length"] = wanted.pop("seq_len")
-        name = wanted.pop("trace", None)
+        names = listed(wanted.pop("trace", []))
+        name = names[0] if len(names) == 1 else None  # several names are of several commands
         if name and (found := _NAME.fullmatch(str(name))):
             name, wanted = None, wanted | found.groupdict()
         elif name:
@@ -81,8 +82,9 @@ class TraceView:
     def _fill(self, measured: Measured, where: Where) -> tuple[Shown, list[Recording]]:
         """The tables, or what is missing, and the recordings that they are of."""
         check_settings(where, _SETTINGS)
-        chosen = [each for each in measured.recordings if self._suits(each, {**self.plain, **where})]
-        chosen = chosen if self.side_by_side else chosen[-1:]
+        found = [each for each in measured.recordings if self._suits(each, {**self.plain, **where})]
+        chosen = [each for each in found if self.memory or not each.has_memory] or found
+        chosen = _newest_of_each(chosen) if self.side_by_side else chosen[-1:]
         if self.varies and len({getattr(each.facts, self.varies) for each in chosen}) < 2:
             chosen = []
         shown = Shown()
@@ -104,9 +106,15 @@ class TraceView:
                   for name, values in where.items()}  # fmt: skip
         if recording.name not in wanted.pop("trace", {recording.name}):
             return False
-        if self.memory and "--memory" not in shlex.split(recording.facts.command):
+        if self.memory and not recording.has_memory:
             return False
         return all(str(getattr(recording.facts, name)) in values for name, values in wanted.items())
+
+
+def _newest_of_each(recordings: Sequence[Recording]) -> list[Recording]:
+    """Of the recordings of one case the newest."""
+    names = sorted({_ALIASES.get(name, name) for name in _SETTINGS} - {"trace"})
+    return list({tuple(getattr(each.facts, name) for name in names): each for each in recordings}.values())
 
 
 def _origin(facts: RunFacts) -> str:

@@ -50,6 +50,8 @@ _PLAIN: Where = {
     "optimizer": "adamw",
 }
 """A training step with nothing switched on."""
+_PLAIN_TRACE: Where = {"mode": "train-step", "precision": "fp32", "checkpoint_blocks": 0}
+"""The same of a recording."""
 _SMALL: dict[str, Any] = {"model": ("tiny", "small"), "context_length": 128}
 _RATES = ("tokens_per_s", "tflops_per_s", "fraction_of_peak")
 _KERNELS_SHOWN = 8
@@ -181,7 +183,12 @@ def _peaks(recordings: Sequence[Recording]) -> list[Table]:
 
 
 def _profiled_memory(recordings: Sequence[Recording]) -> list[Table]:
-    return [*_peaks(recordings), memory_by_phase(recordings[-1].trace)]
+    steps = [each for each in recordings if (each.facts.mode, each.facts.precision) == ("train-step", "fp32")]
+    one = [*recordings, *steps][-1]
+    return [
+        *_peaks(recordings),
+        dataclasses.replace(memory_by_phase(one.trace), title=f"Memory of {one.name}, phase by phase"),
+    ]
 
 
 def _traced(tables: Callable[[Trace, RunFacts], Table]) -> Callable[[Sequence[Recording]], list[Table]]:
@@ -235,7 +242,8 @@ _ALL: tuple[View, ...] = (
     ),
     _numbers(
         "accumulation", "A sum in few bits", AccumulationConfig, accumulation,
-        {"value": 0.01, "steps": 1000, "dtypes": ("fp32", "fp16", "bf16")}, ["by the size of the sum"],
+        {"value": 0.01, "steps": 1000, "dtypes": ("fp32", "fp16", "bf16")},
+        ["by the size of the sum", "in every way"],
     ),
     _numbers(
         "autocast", "Types under autocast", AutocastConfig, autocast,
@@ -272,12 +280,18 @@ _ALL: tuple[View, ...] = (
         varies="implementation",
     ),
     TraceView(
-        "profile-timer", "Forward pass by profiler and by timer", side_by_side=True,
+        "profile-timer", "Forward pass by profiler and by timer", side_by_side=True, plain=_PLAIN_TRACE,
         tables=lambda recordings: [combined_table([(each.trace, each.facts) for each in recordings])],
     ),
-    TraceView("profile-kernels", "What the time is spent on", _profiled_kernels),
-    TraceView("profile-kinds", "Kinds of work by phase", _traced(lambda trace, _: class_by_phase(trace))),
-    TraceView("profile-attention", "Attention in parts", _traced(traced_attention.attention_table)),
+    TraceView("profile-kernels", "What the time is spent on", _profiled_kernels, plain=_PLAIN_TRACE),
+    TraceView(
+        "profile-kinds", "Kinds of work by phase", _traced(lambda trace, _: class_by_phase(trace)),
+        plain=_PLAIN_TRACE,
+    ),
+    TraceView(
+        "profile-attention", "Attention in parts", _traced(traced_attention.attention_table),
+        plain=_PLAIN_TRACE,
+    ),
     TraceView(
         "profile-memory", "Memory in each phase", _profiled_memory, memory=True, side_by_side=True,
         flags={"context_length": 128, "mode": ("forward", "train-step")}, varies="mode",

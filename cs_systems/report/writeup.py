@@ -182,12 +182,15 @@ def _stem(block: MeasuredBlock) -> str:
 
 def _answer_lines(block: AnswerBlock) -> list[str]:
     asked = _questions().get(block.id, {})
-    columns = [Column("what", "Asked", align="left"), Column("answer", "Answer", align="left")]
+    columns = [
+        Column(key, title, align="left")
+        for key, title in (("key", "Item"), ("what", "Asked"), ("answer", "Answer"))
+    ]
     rows = []
     for key in dict.fromkeys([*asked, *block.values]):
         value = block.values.get(key, "")
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        rows.append({"what": asked.get(key, key), "answer": text.strip() or "not answered"})
+        rows.append({"key": key, "what": asked.get(key), "answer": text.strip() or "not answered"})
     return table_lines(Table("", columns, rows), []) if rows else []
 
 

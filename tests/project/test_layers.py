@@ -39,6 +39,9 @@ LAYERS = {
     "grading.truths": 5,
     "grading.answers": 5,
     "mixed_precision.__main__": 6,
+    "inference.settings": 1,
+    "inference.memory": 2,
+    "bench.generation": 6,
 }
 # These see only what is named: the estimator never builds a model, a report never runs one.
 ONLY = {
@@ -62,6 +65,9 @@ NO_TORCH = (
     *("tracing.attention_table", "tracing.memory_table"),
     *("mixed_precision.settings", "mixed_precision.__main__", "grading.items", "grading.problems"),
     *("grading.blocks", "grading.symbolic", "grading.units", "grading.check"),
+    *("inference.settings", "inference.memory", "bench.generation", "bench.generation_case"),
+    *("bench.generation_sweep", "bench.generation_contest_table", "bench.generation_memory"),
+    *("bench.generation_energy", "bench.generation_peer"),
 )
 SCRIPTS = ("benchmark", "profiling", "writeup", "scripts", "tests", "conftest")
 

@@ -45,10 +45,10 @@ def peak_of(run: ProfiledRun) -> Mapping[str, Any]:
 
 def _phase_of_peak(question: Question) -> Truth:
     row = peak_of(runs(question, MEMORY)[0])
-    peaks = {phase: row.get(f"{phase}_bytes", 0) for phase in PHASES}
-    return Truth(
-        max(peaks, key=peaks.__getitem__), hint="compare the peaks of the phases, optimizer state included"
-    )
+    peaks = {phase: row.get(f"{phase}_bytes") or 0 for phase in PHASES}
+    highest = max(peaks, key=peaks.__getitem__)
+    tied = tuple(phase for phase, peak in peaks.items() if _TIES * peak >= peaks[highest])
+    return Truth(highest, also=tied, hint="compare the peaks of the phases, optimizer state included")
 
 
 def _change_of_peak(mode: str) -> Finder:

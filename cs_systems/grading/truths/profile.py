@@ -54,12 +54,14 @@ def runs(question: Question, wanted: Wanted) -> list[ProfiledRun]:
     """
     chosen = chosen_facts(question)
     facts = {_NAMES.get(key, key): value for key, value in {**chosen, **PLAIN, **wanted.fixed}.items()}
-    fitting = [
+    found = [
         run
         for run in reversed(question.evidence.runs)
         if all(value == SWEEP or _equal(getattr(run.facts, key), value) for key, value in facts.items())
-        and (run.trace.memory or not wanted.memory)
     ]
+    fitting = [run for run in found if run.has_memory == wanted.memory]
+    if not wanted.memory:  # better than nothing, though recording allocations takes time
+        fitting = fitting or found
     if not fitting:
         raise NotMeasuredError(not_recorded(question, wanted, {**chosen, **wanted.fixed}))
     return fitting

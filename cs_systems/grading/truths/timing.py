@@ -98,12 +98,14 @@ def _effect_of_warmup(question: Question) -> Truth:
 
 
 def _where_is_the_excess(question: Question) -> Truth:
-    cold, _ = _without_and_with_warmup(question)
+    cold, warm = _without_and_with_warmup(question)
     middle = statistics.median(cold)
     excess = [max(0.0, sample - middle) for sample in cold]
     is_first = excess[0] == max(excess) and excess[0] > sum(excess) / 2
+    same = statistics.fmean(cold) <= (1 + EFFECTS["none"]) * statistics.fmean(warm)  # nothing to place
     return Truth(
         "first" if is_first else "spread",
+        also=("first", "spread") if same else (),
         hint="look at the single steps, or compare maximum, median and mean without warm-up",
     )
 

@@ -96,18 +96,19 @@ def write_profile(folder, name, kernels, totals=(), passes=1, **facts):
         for label, start in reversed(open_ranges):
             event("user_annotation", label, start, clock - start, (1, 1))
         clock += 1
+    command = "python profiling/run.py" + (" --memory" if totals else "")
     (folder / "profile").mkdir(exist_ok=True)
     path = folder / "profile" / f"{name}.json.gz"
     path.write_bytes(gzip.compress(json.dumps({"schemaVersion": 1, "traceEvents": events}).encode()))
     path.with_name(f"{name}.run.json").write_text(
-        json.dumps(FACTS | {"time_utc": "2026-01-01T00:00:00"} | facts)
+        json.dumps(FACTS | {"time_utc": "2026-01-01T00:00:00", "command": command} | facts)
     )
 
 
 FACTS = {
     "model": "small", "num_layers": 12, "num_heads": 12, "d_head": 64, "batch_size": 4, "seq_len": 128,
     "steps": 2, "mode": "train-step", "precision": "fp32", "attention": "naive", "device": "A GPU",
-    "command": "", "timer_s": {"forward": 0.0002}, "checkpoint_blocks": 0, "base_bytes": 0,
+    "timer_s": {"forward": 0.0002}, "checkpoint_blocks": 0, "base_bytes": 0,
 }  # fmt: skip
 KERNELS = [
     (("step", "forward"), "gemm_128x64_nn", "aten::mm", 30),

@@ -103,7 +103,7 @@ def wrong_answer(item, truth):
     if isinstance(item, Number | OwnNumber):
         return f"{7.77 * truth.value + 1:.3f} {item.unit}".strip()
     choices = getattr(item, "choices", ("another",))
-    return next(choice for choice in choices if choice != truth.value)
+    return next(choice for choice in choices if choice not in (truth.value, *truth.also))
 
 
 @pytest.fixture(scope="module")

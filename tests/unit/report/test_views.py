@@ -354,8 +354,13 @@ def test_a_profile_is_shown_in_the_tables_of_its_view(name, titles, folder, tmp_
 
 
 def test_the_newest_profile_is_shown_or_the_one_that_is_named(folder, tmp_path):
-    record_steps(folder / "profile", "a", "2026-01-03T00:00:00+00:00", seq_len=32)
-    record_steps(folder / "profile", "b", "2026-01-02T00:00:00+00:00", command="python profiling/run.py")
+    plain = {"command": "python profiling/run.py"}
+    record_steps(folder / "profile", "a", "2026-01-03T00:00:00+00:00", seq_len=32, **plain)
+    record_steps(folder / "profile", "b", "2026-01-02T00:00:00+00:00", **plain)
+    record_steps(folder / "profile", "with memory", "2026-01-04T00:00:00+00:00")
+    record_steps(
+        folder / "profile", "checkpointed", "2026-01-05T00:00:00+00:00", checkpoint_blocks=2, **plain
+    )
     measured = read_measured(folder)
 
     def tokens(name, **where):
@@ -381,7 +386,7 @@ def test_memory_is_compared_where_it_was_recorded_both_ways(folder, tmp_path):
     measured = read_measured(folder)
     shown = show("profile-memory", measured, tmp_path)
     assert [row["mode"] for row in shown.tables[0].rows] == ["forward", "train-step"]
-    assert shown.tables[1].title == "Memory"
+    assert shown.tables[1].title == "Memory of c, phase by phase"
     shown = show("checkpointing", measured, tmp_path)
     assert [row["checkpoint_blocks"] for row in shown.tables[0].rows] == [0, 2]
 

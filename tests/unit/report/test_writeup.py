@@ -110,10 +110,10 @@ def test_an_answer_block_becomes_a_table_of_questions_and_answers(records, tmp_p
         '```answer\nid = "benchmarking_script.b"\nmodel = "small"\nforward_median = "12.3 ms"\nown = 7\n```\n'
     )
     text = built(block, records, tmp_path).text
-    assert "| Asked | Answer |" in text
-    assert "| one of your models, the name of a preset | small |" in text
+    assert "| Item | Asked | Answer |" in text
+    assert "| model | one of your models, the name of a preset | small |" in text
     assert "| 12.3 ms |" in text
-    assert "| own | 7 |" in text
+    assert "| own |  | 7 |" in text
     assert "not answered |" in text
     assert "```" not in text
     assert built('A\n```answer\nid = "unknown.a"\n```\nB\n', records, tmp_path).text.split() == ["A", "B"]

@@ -62,27 +62,10 @@ def test_softmax_has_two_percent_of_the_operations(profile):
 
 
 def test_the_newest_profile_of_the_case_counts(profile):
-    slower = [(("step", "forward"), "gemm_x", "aten::mm", 9)]
-    profile("old", time_utc="2025-01-01")
-    profile("other", slower, seq_len=256, time_utc="2027-01-01")
-    evidence = profile("new", slower, time_utc="2026-01-01")
-    assert truth(evidence, "nsys_profile.b top_forward").value == "gemm_x"
-    evidence = dataclasses.replace(evidence)
-    assert truth(evidence, "nsys_profile.b model").value == "small"
-    assert truth(evidence, "nsys_profile.b context_length", context_length=256).value == 256.0
-
-
-def test_peaks_come_from_profiles_with_memory(profile):
-    profile("step", totals=BYTES)
-    profile("forward", totals={"forward": 2 * GIB}, mode="forward")
-    profile("bf16", totals=BYTES | {"loss": 3 * GIB}, precision="bf16")
-    evidence = profile("forward-bf16", totals={"forward": 3 * GIB}, mode="forward", precision="bf16")
-    assert truth(evidence, "memory_profiling.a phase").value == "loss"
-    assert truth(evidence, "memory_profiling.b forward_peak").value == 2 * GIB
-    assert truth(evidence, "memory_profiling.b step_peak").value == 4 * GIB
-    assert truth(evidence, "memory_profiling.c forward_peak").value == 3 * GIB
-    assert truth(evidence, "memory_profiling.c forward_change").value == "rises"
-    assert truth(evidence, "memory_profiling.c step_change").value == "falls"
+    slow = [(("step", "forward"), "gemm", "aten::mm", 900), (("step", "loss"), "reduce", "aten::sum", 90)]
+    alone = truth(profile("plain"), "nsys_profile.a profiler_forward").value
+    later = profile("memory", kernels=slow, totals={"forward": GIB}, time_utc="2026-02-01T00:00:00")
+    assert truth(later, "nsys_profile.a profiler_forward").value == alone
 
 
 def test_sizes_of_a_checkpoint_within_a_percent_tie(profile):
