@@ -24,11 +24,10 @@ from collections.abc import Sequence
 
 from cs_systems.bench import generation_contest_table as contest_table
 from cs_systems.bench.generation_case import (
-    GPT2_NAME,
+    DEFAULT_MODEL,
     GenerationCase,
     GenerationWorkload,
     check_case,
-    find_model,
     int8_obstacle,
     parse_batch_sizes,
 )
@@ -53,6 +52,7 @@ from cs_systems.cli import (
 )
 from cs_systems.inference.tokenizer import load_tokenizer
 from cs_systems.model.config import ModelConfig
+from cs_systems.model.presets import resolve_model
 from cs_systems.report.generation import LAYOUTS, render_generation
 from cs_systems.report.generation_plots import draw_generation
 from cs_systems.report.generation_published import ALIASES, SOURCES
@@ -60,7 +60,6 @@ from cs_systems.report.generation_rows import of_generation
 from cs_systems.tables import render_table
 
 PROGRAM = "-m cs_systems.bench.generation"
-DEFAULT_MODEL = GPT2_NAME
 DEFAULT_BATCH_SIZES = ((1, 2, 4), False)
 DEFAULT_LAYOUTS = ("points", "frontier", "bigcode")
 
@@ -71,7 +70,7 @@ def make_parser() -> Parser:
     group = parser.add_argument_group("what is measured")
     group.add_argument(
         "--model", type=list_of(str), metavar="NAME", default=argparse.SUPPRESS,
-        help=f"preset (see `python benchmark.py --list-models`) or {GPT2_NAME}, which is the default",
+        help=f"preset (see `python benchmark.py --list-models`; default: {DEFAULT_MODEL})",
     )  # fmt: skip
     group.add_argument(
         "--batch-size", type=parse_batch_sizes, metavar="N,...", default=None,
@@ -108,7 +107,7 @@ def make_columns(args: argparse.Namespace) -> list[GenerationColumn]:
     columns = []
     for given in cross_product(args, ["model", *field_names(ModelConfig, GenerationWorkload)]):
         workload = GenerationWorkload(**only_fields(GenerationWorkload, given))
-        label, model = find_model(given.pop("model", DEFAULT_MODEL), only_fields(ModelConfig, given))
+        label, model = resolve_model(given.pop("model", DEFAULT_MODEL), only_fields(ModelConfig, given))
         cases = [GenerationCase(label, model, workload, size) for size in sizes]
         check_case(cases[0])
         columns.append(GenerationColumn(cases, is_open))

@@ -12,7 +12,6 @@ from cs_systems.estimator.generation import CacheGrowth, GenerationMemory, predi
 from cs_systems.inference.memory import VALUE_BYTES, cache_bytes_per_token, matrix_shapes, weight_bytes
 from cs_systems.inference.settings import Precision
 from cs_systems.model.config import ModelConfig
-from cs_systems.model.presets import resolve_model
 
 EXPERIMENT = "generation"
 """Name of this experiment in records."""
@@ -30,13 +29,8 @@ LARGEST_BATCH = 2**17
 
 GIB = 2**30
 
-GPT2_SHAPE = ModelConfig(
-    vocab_size=50_257, context_length=1024, d_model=768, num_layers=12, num_heads=12, norm="layernorm",
-    activation="gelu_tanh", position="learned", tied_embeddings=True, attention_bias=True, ffn_bias=True,
-)  # fmt: skip
-"""GPT-2 of 124,439,808 parameters (openai-community/gpt2, config.json): the shape of most CPU comparisons."""
-
-GPT2_NAME = "gpt2-124m"
+DEFAULT_MODEL = "gpt2-124m"
+"""The shape of most comparisons on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +93,6 @@ class GenerationCase:
         """All settings in one flat dictionary: `BenchmarkRecord.case`."""
         parts = dataclasses.asdict(self.model) | dataclasses.asdict(self.workload)
         return {"model": self.label} | parts | {"batch_size": self.batch_size}
-
-
-def find_model(name: str | None, given: dict[str, object]) -> tuple[str, ModelConfig]:
-    """`resolve_model`, which knows one more shape; a context that cannot hold the tokens is the caller's."""
-    if name == GPT2_NAME:
-        changed = [f"{field}={value}" for field, value in given.items() if field != "context_length"]
-        return "+".join([name, *changed]), GPT2_SHAPE.replace(**given)
-    return resolve_model(name, given)
 
 
 def check_case(case: GenerationCase) -> None:

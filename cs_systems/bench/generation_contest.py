@@ -18,11 +18,10 @@ import torch
 from cs_systems.bench.command import GroupsResult, conclude, load_finished
 from cs_systems.bench.contest import WARMUP_ROUNDS, Outcome, as_outcome, failures
 from cs_systems.bench.generation_case import (
-    GPT2_NAME,
+    DEFAULT_MODEL,
     GenerationCase,
     GenerationWorkload,
     check_case,
-    find_model,
 )
 from cs_systems.bench.generation_contest_table import BASELINE, EXPERIMENT, PARTS, contest_table, summary
 from cs_systems.bench.generation_engines import (
@@ -42,6 +41,7 @@ from cs_systems.device import DTYPES
 from cs_systems.estimator.flops import forward_flops
 from cs_systems.inference.tokenizer import load_tokenizer
 from cs_systems.model.config import ModelConfig
+from cs_systems.model.presets import resolve_model
 from cs_systems.timing.contention import CoreLoad
 from cs_systems.timing.stats import Samples, median_ratio_interval, quantile
 
@@ -88,7 +88,7 @@ def make_groups(args: argparse.Namespace) -> list[list[GenerationCase]]:
     """The contestants of each group; errors as in `check_case`."""
     typed = {name: getattr(args, name)[0] for name in field_names(ModelConfig) if hasattr(args, name)}
     names = [name for name in field_names(GenerationWorkload) if name not in ("engine", "precision")]
-    label, model = find_model(getattr(args, "model", (GPT2_NAME,))[0], typed)
+    label, model = resolve_model(getattr(args, "model", (DEFAULT_MODEL,))[0], typed)
     groups = []
     for given in cross_product(args, names):
         for batch, contestants in _asked_for(args):

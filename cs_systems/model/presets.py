@@ -14,6 +14,7 @@ from cs_systems.model.config import ModelConfig
 COURSE_2025 = "CS336 (Stanford) assignment 2, 2025 edition, table of model sizes"
 COURSE_2026 = "CS336 (Stanford) assignment 2, 2026 edition, table of model sizes"
 LEADERBOARD = "CS336 (Stanford) assignment 2, 2026 edition, leaderboard model"
+GPT2 = "openai-community/gpt2, config.json"
 BIGCODE = "bigcode-project/bigcode-inference-benchmark, README (one A100 80GB)"
 DS3LAB = "DS3Lab/Decentralized_FM_alpha, results/Inference_benchmarks.md"
 GPTJ = "EleutherAI/gpt-j-6b, config.json"
@@ -32,9 +33,9 @@ class Preset:
     source: str
 
 
-def _gpt2(**shape: Any) -> ModelConfig:
+def _gpt2(context_length: int = 2048, **shape: Any) -> ModelConfig:
     return ModelConfig(
-        context_length=2048, norm="layernorm", activation="gelu_tanh", position="learned",
+        context_length=context_length, norm="layernorm", activation="gelu_tanh", position="learned",
         tied_embeddings=True, attention_bias=True, ffn_bias=True, **shape,
     )  # fmt: skip
 
@@ -87,6 +88,9 @@ PRESETS: dict[str, Preset] = {
             num_heads=32,
         ),
         8_125_698_048, LEADERBOARD,
+    ),
+    "gpt2-124m": Preset(
+        _gpt2(1024, vocab_size=50_257, d_model=768, num_layers=12, num_heads=12), 124_439_808, GPT2
     ),
     "gpt2-mha-1.3b": Preset(
         _gpt2(vocab_size=50_258, d_model=2048, num_layers=24, num_heads=16), 1_315_725_312, BIGCODE

@@ -5,12 +5,10 @@ import argparse
 import pytest
 
 from cs_systems.bench.generation_case import (
-    GPT2_SHAPE,
     GenerationCase,
     GenerationWorkload,
     cache_capacity,
     check_case,
-    find_model,
     int8_obstacle,
     parse_batch_sizes,
     predict,
@@ -87,14 +85,6 @@ def test_points_that_cannot_be_are_refused():
             GenerationWorkload(**{name: 0})
 
 
-def test_one_more_shape_is_known_by_name():
-    label, config = find_model("gpt2-124m", {"context_length": 512})
-    assert label == "gpt2-124m"
-    assert num_parameters(GPT2_SHAPE) == 124_439_808
-    assert (config.context_length, config.num_positions) == (512, 1024)
-    assert find_model("gpt2-124m", {"d_model": 64})[0] == "gpt2-124m+d_model=64"
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("compile_it", [False, True])
 def test_predicted_weights_and_cache_are_those_of_the_decoder(precision, compile_it):
@@ -110,7 +100,7 @@ def test_predicted_weights_and_cache_are_those_of_the_decoder(precision, compile
 
 
 def test_a_step_reads_all_weights_but_the_tables():
-    assert weight_read_bytes(GPT2_SHAPE, "fp32") == 4 * (124_439_808 - 1024 * 768)
+    assert weight_read_bytes(PRESETS["gpt2-124m"].config, "fp32") == 4 * (124_439_808 - 1024 * 768)
     untied = ModelConfig(vocab_size=300, d_model=64, num_layers=1)
     assert weight_read_bytes(untied, "bf16") == 2 * (num_parameters(untied) - 300 * 64)
 
