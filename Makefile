@@ -13,6 +13,14 @@ REFERENCE = --model small,medium --context-length 128 --warmup-steps 0,1,5 --ste
 ON_GPU = --model small,medium,large,xl,2.7B --context-length 1024 --precision bf16 --warmup-steps 2 --steps 10 \
   --max-seconds 20
 
+# What `make sweep-inference` measures.
+INFERENCE = --model gpt2-124m --engine ours,hf --precision fp32,bf16 --prompt-len 64 --new-tokens 32 \
+  --batch-size 1,2,4,... --memory-limit-gib 0.75 --runs 3 --max-seconds 20 --threads 2 \
+  --layout points,memory,frontier,bigcode,bloom,cpu
+# What `make gpu` generates, in the shape of the BigCode benchmark.
+GENERATE_ON_GPU = --model gpt2-mha-1.3b,bloom-1.3b --engine ours-compiled,hf --precision bf16 --prompt-len 8 \
+  --new-tokens 100 --batch-size 1,64,512 --runs 3 --max-seconds 15
+
 ifeq ($(USE_SYSTEM),1)
 export PYTHONPATH := .
 PYTHON := $(PY)
@@ -25,11 +33,11 @@ PYTEST_FLAGS ?= -n 2
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench results peers attention kernels profile writeup-new measure check-answers writeup \
-  gpu tune kernels-aot test check lint format clean check-system check-gpu FORCE
+.PHONY: help setup bench results peers attention kernels profile sweep-inference writeup-new measure check-answers \
+  writeup gpu tune kernels-aot test check lint format clean check-system check-gpu FORCE
 
 help:  ## list the targets and the variables
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo 'Variables: ARGS="--flag value" (passed on)   PY=python3.12   VENV=folder   RESULTS=folder   USE_SYSTEM=1 (no venv, no install)'
 
 setup: $(READY)  ## create or refresh .venv with the tested versions (the others do it when needed)
@@ -62,6 +70,12 @@ profile: $(READY)  ## where the time of a step goes: tables and a page in result
 	  $(PYTHON) profiling/run.py report results/local/profile/nsys.nsys-rep --html results/local/profile/nsys.html; \
 	else set -ex; $(PYTHON) profiling/run.py --context-length 128 $(ARGS); fi
 
+# Memory is limited so that the frontier can be seen on a machine with much of it; about five minutes.
+sweep-inference: $(READY)  ## generate text at growing batch sizes until memory runs out; tables and plots into RESULTS
+	mkdir -p $(RESULTS)
+	$(PYTHON) -m cs_systems.bench.generation $(INFERENCE) --output $(RESULTS)/generation.jsonl --resume \
+	  --plots $(RESULTS) $(ARGS)
+
 writeup-new: $(READY)  ## create writeup/answers.md, which is yours from then on; never overwrites
 	$(PYTHON) writeup/run.py new $(ARGS)
 
@@ -74,16 +88,18 @@ check-answers: $(READY)  ## check the answers in writeup/answers.md; says what i
 writeup: $(READY)  ## build/writeup.md, .html and .pdf from the answers and your records
 	$(PYTHON) writeup/run.py build $(ARGS)
 
-# Every step is bounded, the whole takes under nine minutes, and each record is on disk once it is measured.
-gpu: $(READY) check-gpu  ## on a GPU machine: tests, then attention, kernels and training into RESULTS
+# Every step is bounded, the whole takes about a quarter of an hour, and each record is on disk once it is measured.
+gpu: $(READY) check-gpu  ## on a GPU machine: tests, then attention, kernels, training and inference into RESULTS
 	mkdir -p $(RESULTS) && rm -f $(RESULTS)/tests-failed
-	$(PYTHON) -m pytest -q $(PYTEST_FLAGS) tests/unit/kernels tests/unit/test_device.py || touch $(RESULTS)/tests-failed
+	$(PYTHON) -m pytest -q $(PYTEST_FLAGS) tests/unit/kernels tests/unit/inference tests/unit/mixed_precision \
+	  tests/unit/test_device.py || touch $(RESULTS)/tests-failed
 	$(PYTHON) -m cs_systems.bench.attention --preset leaderboard --output $(RESULTS)/attention.jsonl --resume
 	$(PYTHON) -m cs_systems.bench.attention --preset gpu --output $(RESULTS)/attention.jsonl --resume
 	$(PYTHON) -m cs_systems.bench.kernels --output $(RESULTS)/kernels.jsonl --resume
 	$(PYTHON) benchmark.py $(ON_GPU) --output $(RESULTS)/training_step.jsonl --resume
 	$(PYTHON) benchmark.py $(ON_GPU) --attention flash --kernels all --optimizer triton \
 	  --output $(RESULTS)/training_step.jsonl --resume
+	$(PYTHON) -m cs_systems.bench.generation $(GENERATE_ON_GPU) --output $(RESULTS)/generation.jsonl --resume
 	@test ! -e $(RESULTS)/tests-failed || { echo 'The benchmarks ran, but tests failed: see above.' >&2; exit 1; }
 
 tune: $(READY) check-gpu  ## on a GPU machine: measure tile sizes and keep the best for this device
