@@ -93,7 +93,7 @@ def run_new(args: argparse.Namespace) -> int:
         raise ValueError(
             f"{args.answers}: cannot write ({error.strerror}); choose another --answers"
         ) from None
-    print(f"{args.answers} has the questions of {len(problems)} problems. Next: python {PROGRAM} measure")
+    print(f"{args.answers} has the questions of {len(problems)} problems. Next: make measure")
     return EXIT_OK
 
 
@@ -104,7 +104,10 @@ def run_measure(args: argparse.Namespace) -> int:
     if args.list or not commands:
         print(*(commands or ["everything that the write-up shows is measured"]), sep="\n")
         return EXIT_OK
-    args.records.mkdir(parents=True, exist_ok=True)
+    try:
+        args.records.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--records {args.records}: cannot be a folder ({error.strerror})") from None
     failed = []
     for number, command in enumerate(commands, start=1):
         print(f"[{number}/{len(commands)}] {command}", flush=True)
@@ -141,6 +144,7 @@ def run_build(args: argparse.Namespace) -> int:
     result = build(_read(args), args.records, args.output_dir, table)
     print(render_table(table, "table"))
     print(*result.files, sep="\n")
+    _say(*messages(verdict for verdict in verdicts if verdict.status == "unreadable"))
     _say(*dict.fromkeys(evidence.problems + result.problems), *(each.line for each in result.missing))
     code = _outcome(verdicts, args.strict) if args.strict else EXIT_OK
     return EXIT_FAILED if result.missing or result.problems else code

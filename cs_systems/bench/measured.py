@@ -80,7 +80,9 @@ def read_measured(folder: pathlib.Path) -> Measured:
 
 def nothing_measured(folder: pathlib.Path) -> str:
     """What to say of a folder without a record or recording."""
-    what = "holds no records" if folder.is_dir() else "does not exist"
+    what = "does not exist"
+    if folder.exists():
+        what = "holds no records" if folder.is_dir() else "is a file and no folder of records"
     return f"{folder} {what}: nothing of your own to show or check; type {MEASURE_COMMAND}"
 
 

@@ -71,7 +71,10 @@ def messages(verdicts: Iterable[Verdict]) -> list[str]:
     lines = []
     for part, group in itertools.groupby(verdicts, key=lambda verdict: verdict.part):
         members = list(group)
-        lines += [f"{part}: {each.message}" for each in members if each.status not in ("right", "missing")]
+        said = [each for each in members if each.status not in ("right", "missing", "not measured")]
+        lines += [f"{part}: {each.message}" for each in said]
+        unmeasured = dict.fromkeys(each.message for each in members if each.status == "not measured")
+        lines += [f"{part}: {message}" for message in unmeasured]
         if blank := [each.key for each in members if each.status == "missing"]:
             lines.append(f"{part}: not answered yet: {', '.join(blank)}")
     return lines

@@ -149,7 +149,7 @@ PROBLEMS: tuple[Problem, ...] = (
                Dtype("loss_mean", "the loss, if it were logits.mean()")), None),
         ("b", (Dtype("layer_norm_bf16", "output of the layer norm when autocast is told to use bf16"),
                Number("overflow_fp16", "least power of two whose square is infinite in fp16"),
-               Number("overflow_bf16", "the same in bf16, for example 1.2e5", rel_tol=0.03)), Prose(2, 4)),
+               Number("overflow_bf16", "the same in bf16, for example 2^20", rel_tol=0.03)), Prose(2, 4)),
         ("c", (*_CASE,
                _seconds("forward_fp32", "median of forward in fp32"),
                _seconds("forward_bf16", "median of forward under bf16 autocast"),

@@ -41,6 +41,8 @@ _LARGEST = 1e100  # and a prefix is still far from overflow
 _SHOWN_CHARACTERS = 20
 _TYPED = str.maketrans({"\N{MICRO SIGN}": "u", "\N{GREEK SMALL LETTER MU}": "u", "\N{MINUS SIGN}": "-"})
 _BITS = re.compile(r"[kKmMgGtT]?i?b(/s)?|([kKMGT]i?)?bits?(/s)?")
+_POWER = re.compile(r"(\d{1,2}) ?(?:\^|\*\*) ?(\d{1,3})")
+"""A power on its own, 2^64."""
 _TEXT = re.compile(
     r"""
     (?P<number> [+-]? (?: (?: \d{1,3} (?:[,_ ]\d{3})+ (?!\d) | \d+ ) (?:\.\d*)? | \.\d+ ) )
@@ -89,6 +91,8 @@ def read_quantity(given: str | float, unit: str) -> Quantity:
         raise UnreadableError("this number is too large")
     text = given if isinstance(given, str) else repr(given)
     text = " ".join(text.translate(_TYPED).split()).removesuffix(".")
+    if power := _POWER.fullmatch(text):
+        text = str(int(power[1]) ** int(power[2]))
     found = _TEXT.fullmatch(text) if len(text) <= MAX_CHARACTERS else None
     if not found or re.match(r"[,.+-]", found["unit"]):
         raise UnreadableError(_advice(text))

@@ -115,6 +115,10 @@ def main(argv: list[str] | None = None) -> int:
         configs = [experiment.settings(**given) for given in cross_product(args, names)]
         if args.output is not None:
             check_writable(args.output)
+        for flag in ("plots", "checkpoints"):
+            folder = getattr(args, flag, None)
+            if folder is not None and folder.exists() and not folder.is_dir():
+                raise ValueError(f"--{flag} {folder} is a file; name a folder")
         return _run(experiment, configs, args, command_line(PROGRAM, argv))
     except ValueError as error:  # what one configuration alone cannot know: an unknown preset, a missing text
         parser.error(str(error))
@@ -210,7 +214,7 @@ def _show(
         kept = sum(record.status == "ok" for record in records)
         print(f"python {PROGRAM}: interrupted; {kept} of {num_cases} cases are complete", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return EXIT_FAILED if problems or any(record.status == "failed" for record in records) else EXIT_OK
+    return EXIT_FAILED if problems or any(record.status != "ok" for record in records) else EXIT_OK
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import pickle
+import struct
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)  # tensors, numbers, text: no code
     except OSError as error:
         raise ValueError(f"{path}: cannot read ({error.strerror})") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
+    except (RuntimeError, LookupError, TypeError, ValueError, EOFError, struct.error, pickle.UnpicklingError):
         raise ValueError(f"{path} is cut off or not a checkpoint; {advice}") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{path} is a file of torch, but not a checkpoint of this program; {advice}")

@@ -154,7 +154,8 @@ def _explain(name: str, steps: int, metrics: Numbers) -> list[str]:
             f"additions, {_signed(row['error'])})"
             for row in worst
         )
-        text = f"{_signed(own['accumulation_error'])}, mostly this: {becomes}"
+        what = "mostly this" if len(worst) == 1 else "the rest of large parts that cancel, such as these"
+        text = f"{_signed(own['accumulation_error'])}, {what}: {becomes}"
     notes.append(f"{name} into {name}, accumulation rounding: {text}")
     if name != "fp32" and wide["accumulation_error"] is not None:
         same = (
@@ -193,7 +194,7 @@ def _binade_notes(record: BenchmarkRecord) -> list[str]:
     ]
     errors = [row["error"] for row in metrics["binades"]]
     gained, lost = (sum(error for error in errors if error * sign > 0) for sign in (1, -1))
-    if gained and lost:
+    if gained and lost and abs(gained + lost) < max(gained, -lost) / 2:
         notes.append(f"{_signed(gained)} and {_signed(lost)} cancel in part: a small error can be luck")
     predicted, observed = (_text(metrics[key]) for key in ("predicted_sum", "observed_sum"))
     if predicted == observed:

@@ -43,7 +43,7 @@ def render_html(text: str, title: str, images: Images) -> bytes:
         from markdown_it import MarkdownIt
         from mdit_py_plugins.dollarmath import dollarmath_plugin
     except ImportError as error:
-        raise ValueError(f"it needs {error.name}: pip install 'cs_systems[report]'") from None
+        raise ValueError(f"it needs {error.name or error}: pip install 'cs_systems[report]'") from None
 
     markdown = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     markdown.use(
@@ -76,7 +76,7 @@ def render_maths(latex: str, display: bool) -> str:
     try:
         from latex2mathml import converter, exceptions
     except ImportError as error:
-        raise ValueError(f"it needs {error.name}: pip install 'cs_systems[report]'") from None
+        raise ValueError(f"it needs {error.name or error}: pip install 'cs_systems[report]'") from None
     unreadable: tuple[type[Exception], ...] = tuple(
         kind for kind in vars(exceptions).values() if isinstance(kind, type) and issubclass(kind, Exception)
     )

@@ -30,7 +30,7 @@ def render_pdf(text: str, title: str, images: Images) -> bytes:
         import pypandoc
         import typst
     except ImportError as error:
-        raise ValueError(f"it needs {error.name}: pip install 'cs_systems[report]'") from None
+        raise ValueError(f"it needs {error.name or error}: pip install 'cs_systems[report]'") from None
 
     def to_typst(blocks: list[Node]) -> str:
         tree = {"pandoc-api-version": version, "meta": {}, "blocks": blocks}

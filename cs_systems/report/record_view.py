@@ -16,7 +16,7 @@ from typing import Any
 
 from cs_systems.bench.measured import Measured, latest_of_each_case
 from cs_systems.bench.record import BenchmarkRecord
-from cs_systems.model.presets import ALIASES
+from cs_systems.model.presets import ALIASES, PRESETS
 from cs_systems.report.origins import load_of_records, origins_of_records, without_origin
 from cs_systems.tables import Table
 
@@ -187,6 +187,13 @@ def flag_of(setting: str) -> str:
     return _FLAG_OF_SETTING.get(setting, setting.replace("_", "-"))
 
 
+def _check_model(name: Any) -> None:
+    """A label of one's own is fine; one that is nearly a preset is a typing error."""
+    near = difflib.get_close_matches(str(name), PRESETS, n=1, cutoff=0.7)
+    if near and name not in (*PRESETS, *ALIASES) and "=" not in str(name):
+        raise ValueError(f"there is no model {name!r}; did you mean {near[0]}?")
+
+
 def check_settings(where: Where, known: frozenset[str]) -> None:
     """Raise a ValueError that names the nearest setting when `where` has one that is not known."""
     for name in where:
@@ -194,6 +201,8 @@ def check_settings(where: Where, known: frozenset[str]) -> None:
             near = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
             raise ValueError(f"{name!r} is no setting that can be chosen here; {hint}")
+    for model in listed(where.get("model", [])):
+        _check_model(model)
 
 
 def _typed(value: Any) -> str:

@@ -106,6 +106,19 @@ def _drawn_by(name: str, draw: Callable[[Sequence[BenchmarkRecord]], Drawn]) -> 
     return draw_into
 
 
+def _largest_model(draw: Draw) -> Draw:
+    """Draw the steps of one model: those of several would not be told apart."""
+
+    def draw_largest(
+        records: Sequence[BenchmarkRecord], folder: pathlib.Path
+    ) -> tuple[list[pathlib.Path], list[str]]:
+        sizes = [record.metrics.get("num_parameters") or 0 for record in records]
+        chosen = [record for record, size in zip(records, sizes, strict=True) if size == max(sizes)]
+        return draw(chosen, folder)
+
+    return draw_largest
+
+
 def _model_size(
     records: Sequence[BenchmarkRecord], folder: pathlib.Path
 ) -> tuple[list[pathlib.Path], list[str]]:
@@ -123,7 +136,7 @@ _STEP = RecordView(
         - {"torch", "commit"}
     ),
     program="benchmark.py",
-    flags=_SMALL | {"warmup_steps": (0, 1, 2, 5), "steps": 10, "max_seconds": 30},
+    flags=_SMALL | {"warmup_steps": (0, 1, 2, 5), "steps": 10, "max_seconds": 120},
     file="training_step.jsonl",
     tables=_timing,
     draw=_model_size,
@@ -202,7 +215,7 @@ _ALL: tuple[View, ...] = (
         name="warmup",
         title="The same model after 0, 1, 2 and 5 steps of warm-up",
         tables=_warmup,
-        draw=_drawn_by("warmup", draw_warmup),
+        draw=_largest_model(_drawn_by("warmup", draw_warmup)),
         varies="warmup_steps",
         warmest=False,
     ),

@@ -150,3 +150,12 @@ def test_a_section_that_is_not_there_cannot_be_chosen(run):
     code, _, err = run("check", "--problem", "nsys_profile")
     assert code == 2
     assert "has no section" in err
+
+
+def test_a_file_in_the_place_of_the_records_is_one_line(run, tmp_path):
+    run("new", "--problem", SUMS)
+    (tmp_path / "records").write_text("")
+    code, _, err = run("measure")
+    assert code == 2
+    assert "records: cannot be a folder" in err
+    assert "is a file and no folder of records" in run("check")[2]

@@ -6,8 +6,8 @@ been measured alike: with the same warm-up and number of steps, as in one row of
 said at an earlier time makes an answer stale rather than wrong.
 
 Accepted is the 95 % confidence interval of the median, from its order statistics (for ten samples the second
-to the ninth, for fewer than six all of them), or of a ratio of medians its bootstrap interval; either is made
-wider by 5 %, which is the most that rounding to two digits moves a number.
+to the ninth, for fewer than six all of them), wider by 5 %, which is the most that rounding to two digits
+moves a number. A ratio is that of the two medians in the records, within 5 %.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from cs_systems.bench.record import BenchmarkRecord
 from cs_systems.grading.items import NotMeasuredError, Truth
 from cs_systems.grading.truths.question import Finder, Question, misspelt_model, whole_number
 from cs_systems.model.presets import ALIASES
-from cs_systems.timing.stats import median_ratio_interval
 
 ROUNDING = 0.05
 """Rounding to two digits moves a number by at most this fraction."""
 CONFIDENCE = 0.95
+_LIMIT = "max_seconds"  # how long a case might have taken is no part of what it is
 
 _IS_A_COUNT = ("context_length", "seq_len", "d_head", "num_heads", "batch_size")
 
@@ -80,7 +80,7 @@ def own(wanted: Wanted, measure: Measure, *others: Mapping[str, Any]) -> Finder:
     """
 
     def find(question: Question) -> Truth:
-        histories = _compared(question, wanted, others)
+        histories = _compared(question, wanted, others) if others else [newest_first(question, wanted)]
         value, low, high = measure([history[0] for history in histories])
         return Truth(value, low, high, older=_older(histories, measure))
 
@@ -164,13 +164,18 @@ def _has_passes(record: BenchmarkRecord, passes: Sequence[str]) -> bool:
     return all(record.samples_s.get(name) for name in passes)
 
 
-def _rank(record: BenchmarkRecord) -> tuple[float, str]:
-    warmup = record.case.get("warmup_steps")
-    return warmup if isinstance(warmup, int | float) else 0, str(record.provenance.time_utc)
+def _rank(record: BenchmarkRecord) -> tuple[bool, float, str]:
+    """All steps that were asked for, the most warm-up, the newest."""
+    asked, warmup = record.case.get("steps"), record.case.get("warmup_steps")
+    done = min(map(len, record.samples_s.values()), default=0)
+    is_complete = not isinstance(asked, int) or done >= asked
+    return is_complete, warmup if isinstance(warmup, int | float) else 0, str(record.provenance.time_utc)
 
 
 def _same_case(a: BenchmarkRecord, b: BenchmarkRecord) -> bool:
-    return a.key == b.key and a.provenance.device == b.provenance.device
+    """Whether two records are of one case; how long it might have taken is no part of it."""
+    cases = [{key: value for key, value in record.case.items() if key != "max_seconds"} for record in (a, b)]
+    return cases[0] == cases[1] and a.provenance.device == b.provenance.device
 
 
 def _not_measured(
@@ -233,9 +238,8 @@ def ratio_of(over: tuple[int, str], under: tuple[int, str]) -> Measure:
         above, below = (records[number].samples_s[name] for number, name in (over, under))
         if min(below) <= 0:
             raise NotMeasuredError("a sample of 0 s cannot be divided by: measure this case again")
-        low, high = median_ratio_interval(below, above)
         value = statistics.median(above) / statistics.median(below)
-        return value, *rounded(min(low, value), max(high, value))
+        return value, *rounded(value, value)
 
     return measure
 

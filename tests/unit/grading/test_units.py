@@ -186,3 +186,8 @@ def test_any_text_is_a_finite_number_or_refused_in_one_line(text, unit):
         assert all(map(math.isfinite, quantity.others.values()))
     assert "\n" not in message
     assert not (text.isascii() and re.search(r"\d", message))
+
+
+@pytest.mark.parametrize(("typed", "value"), [("2^64", 2.0**64), ("2**10", 1024.0), ("10 ^ 3", 1000.0)])
+def test_a_power_is_a_number(typed, value):
+    assert read_quantity(typed, "").value == value

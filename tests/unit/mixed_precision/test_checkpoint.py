@@ -97,6 +97,8 @@ def damage(path, how, folder):
             path.write_bytes(b"")
         case "text":
             path.write_text("not a checkpoint\n")
+        case "junk":
+            path.write_text("junk")
         case "weights":
             torch.save({"weight": torch.ones(3)}, path)
         case "tensor":
@@ -116,6 +118,7 @@ def damage(path, how, folder):
         ("cut off", "cut off or not a checkpoint; delete it to start again"),
         ("empty", "cut off or not a checkpoint"),
         ("text", "cut off or not a checkpoint"),
+        ("junk", "cut off or not a checkpoint"),
         ("weights", "not a checkpoint of this program"),
         ("tensor", "not a checkpoint of this program"),
         ("part missing", "missing parts"),

@@ -70,6 +70,8 @@ def test_ctrl_c_between_cases_keeps_what_is_done(capsys, tmp_path, monkeypatch):
         (["train", "--text", "no/such/file", "--steps", "1"], "no/such/file"),
         (["train", "--d-model", "10", "--num-heads", "3"], "num-heads"),
         (["acumulation"], "invalid choice"),
+        (["accumulation", "--plots", __file__], "is a file; name a folder"),
+        (["train", "--steps", "1", "--checkpoints", __file__], "is a file; name a folder"),
     ],
 )
 def test_bad_usage_is_one_line(capsys, words, said):

@@ -424,3 +424,8 @@ def test_every_view_of_records_matches_what_its_own_command_measures(tmp_path):
                     )
             if view.varies:
                 assert len(view.flags[view.varies]) > 1, view.name
+
+
+def test_a_misspelt_model_is_answered_with_the_nearest(tmp_path):
+    with pytest.raises(ValueError, match="no model 'smal'; did you mean small"):
+        VIEWS["precision"].missing(read_measured(tmp_path), {"model": ["smal"]})

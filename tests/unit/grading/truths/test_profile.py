@@ -1,7 +1,5 @@
 """What a made-up profile says, whose times are round numbers."""
 
-import dataclasses
-
 import pytest
 
 from cs_systems.grading.items import NotMeasuredError

@@ -89,3 +89,27 @@ def test_precisions_that_were_never_measured_alike_are_still_compared(evidence_o
     )
     truth = find_truth("benchmarking_mixed_precision.c", "forward_speedup", SMALL, evidence)
     assert truth.value == pytest.approx(3.0)
+
+
+def test_a_ratio_is_that_of_the_medians_however_noisy_they_are(evidence_of, record):
+    noisy = {"forward": [1.0, 1.0, 1.0, 9.0, 0.2], "backward": [1.3, 1.3, 1.3, 0.4, 8.0]}
+    truth = find_truth("benchmarking_script.b", "backward_over_forward", SMALL, evidence_of(record(noisy)))
+    assert truth.low > 1.2
+    assert truth.high < 1.4
+
+
+def test_a_case_that_was_cut_short_counts_only_where_there_is_no_other(evidence_of, record):
+    part = "benchmarking_script.b"
+    evidence = evidence_of(record(samples([5.0] * 2), steps=10))
+    assert find_truth(part, "forward_median", SMALL, evidence).value == 5.0
+    evidence = evidence_of(record(samples([1.0] * 10), steps=10, warmup_steps=1))
+    assert find_truth(part, "forward_median", SMALL, evidence).value == 1.0
+
+
+def test_a_run_with_another_time_limit_is_the_same_case_later(evidence_of, record):
+    evidence = evidence_of(
+        record(samples([1.0] * 10), max_seconds=30), record(samples([3.0] * 10), max_seconds=20, day=2)
+    )
+    truth = find_truth("benchmarking_script.b", "forward_median", SMALL, evidence)
+    assert truth.value == 3.0
+    assert [low < 1.0 < high for low, high, _ in truth.older] == [True]
