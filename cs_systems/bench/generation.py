@@ -64,6 +64,10 @@ DEFAULT_BATCH_SIZES = ((1, 2, 4), False)
 DEFAULT_LAYOUTS = ("points", "frontier", "bigcode")
 
 
+LEAST_LIMIT_GIB = 0.1
+"""Libraries take tens of MiB for themselves, which no account of weights and cache knows."""
+
+
 def make_parser() -> Parser:
     """All flags."""
     parser = Parser(prog=f"python {PROGRAM}", description=__doc__)
@@ -107,6 +111,11 @@ def make_columns(args: argparse.Namespace) -> list[GenerationColumn]:
     columns = []
     for given in cross_product(args, ["model", *field_names(ModelConfig, GenerationWorkload)]):
         workload = GenerationWorkload(**only_fields(GenerationWorkload, given))
+        if 0 < workload.memory_limit_gib < LEAST_LIMIT_GIB:
+            raise ValueError(
+                f"--memory-limit-gib {workload.memory_limit_gib:g} is below {LEAST_LIMIT_GIB:g}: buffers "
+                "of libraries decide and may crash; use a larger limit, or a larger model"
+            )
         label, model = resolve_model(given.pop("model", DEFAULT_MODEL), only_fields(ModelConfig, given))
         cases = [GenerationCase(label, model, workload, size) for size in sizes]
         check_case(cases[0])

@@ -194,6 +194,7 @@ def run_main(arguments, capsys):
         (["--batch-size", "1,..."], "needs three numbers"),
         (["--model", "huge"], "is no preset"),
         (["--precision", "int8", "--d-model", "24", "--num-heads", "3", "--prompt-len", "8"], "rows of 24"),
+        (["--memory-limit-gib", "0.01", "--prompt-len", "8"], "--memory-limit-gib 0.01 is below 0.1"),
         (["--resume"], "--resume needs --output"),
         (["--output", "/nonesuch/x.jsonl"], "folder /nonesuch does not exist"),
         (["--compare-published", "bigcod"], "did you mean bigcode"),
