@@ -88,7 +88,7 @@ check-answers: $(READY)  ## check the answers in writeup/answers.md; says what i
 writeup: $(READY)  ## build/writeup.md, .html and .pdf from the answers and your records
 	$(PYTHON) writeup/run.py build $(ARGS)
 
-# Every step is bounded, the whole takes about a quarter of an hour, and each record is on disk once it is measured.
+# Every step is bounded, the whole should take a quarter of an hour, and each record is on disk once it is measured.
 gpu: $(READY) check-gpu  ## on a GPU machine: tests, then attention, kernels, training and inference into RESULTS
 	mkdir -p $(RESULTS) && rm -f $(RESULTS)/tests-failed
 	$(PYTHON) -m pytest -q $(PYTEST_FLAGS) tests/unit/kernels tests/unit/inference tests/unit/mixed_precision \

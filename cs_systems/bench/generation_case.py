@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from cs_systems.estimator.generation import CacheGrowth, GenerationMemory, predict_memory
 from cs_systems.inference.memory import VALUE_BYTES, cache_bytes_per_token, matrix_shapes, weight_bytes
@@ -17,7 +17,6 @@ EXPERIMENT = "generation"
 """Name of this experiment in records."""
 
 Engine = Literal["ours", "ours-compiled", "ours-simple", "hf", "hf-static", "deepspeed", "vllm"]
-ENGINES: tuple[str, ...] = get_args(Engine)
 CACHE_GROWTH: dict[str, CacheGrowth] = {"hf": "layer by layer", "deepspeed": "static"}
 """How the cache of an engine grows; static where nothing is said."""
 

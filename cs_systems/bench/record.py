@@ -28,7 +28,7 @@ class Provenance:
     commit: str | None
     """Git commit of the code that ran; None outside a checkout."""
     dirty: bool | None
-    """Whether the checkout had uncommitted changes."""
+    """Whether the checkout had uncommitted changes, those of results/ apart: records change no code."""
     time_utc: str
     """Start of the case, ISO 8601."""
     device: str

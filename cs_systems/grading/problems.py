@@ -5,7 +5,6 @@ the 2025 edition. Points of a problem include its code, which tests check and no
 stand in writeup/questions.md; a test holds both together.
 """
 
-import difflib
 from collections.abc import Sequence
 
 from cs_systems.grading.items import (
@@ -330,17 +329,3 @@ PROBLEMS: tuple[Problem, ...] = (
     ),
 )  # fmt: skip
 """All problems in the order of writeup/questions.md."""
-
-
-def find_part(part_id: str) -> Part:
-    """The part with this id.
-
-    Raises:
-        ValueError: when there is none; the message names the nearest.
-    """
-    parts = {part.id: part for problem in PROBLEMS for part in problem.parts}
-    if part_id not in parts:
-        near = difflib.get_close_matches(part_id, parts, n=1)
-        advice = f"did you mean {near[0]}?" if near else "writeup/questions.md has all ids"
-        raise ValueError(f"no problem has a part {part_id[:60]!r}; {advice}")
-    return parts[part_id]

@@ -90,6 +90,8 @@ def points_table(records: Records) -> list[Table]:
             "tokens_match": tokens_match(record, records),
             "latency_s": or_status(record, "latency_s"),
             "other_load_cores": _load(record),
+            "status": record.status,
+            "reason": record.reason,
         }
         for record in records
     ]
@@ -114,6 +116,8 @@ def points_table(records: Records) -> list[Table]:
         Column("tokens_match", "Same as HF", format=format_percent),
         Column("other_load_cores", "Other load", "cores"),
         Column("contended", "Contended", raw_only=True),
+        Column("status", "Status", raw_only=True),
+        Column("reason", "Reason", raw_only=True),
     ]
     return [Table(table_title("Generation", records), columns, rows, [*CLOCKS, *notes_of(records)])]
 

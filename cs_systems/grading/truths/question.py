@@ -12,7 +12,6 @@ from cs_systems.model.config import ModelConfig
 from cs_systems.model.presets import ALIASES, PRESETS, find_preset
 
 GIB = 2**30
-MIB = 2**20
 
 
 @dataclass(frozen=True)

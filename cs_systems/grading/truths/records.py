@@ -27,7 +27,6 @@ from cs_systems.model.presets import ALIASES
 ROUNDING = 0.05
 """Rounding to two digits moves a number by at most this fraction."""
 CONFIDENCE = 0.95
-_LIMIT = "max_seconds"  # how long a case might have taken is no part of what it is
 
 _IS_A_COUNT = ("context_length", "seq_len", "d_head", "num_heads", "batch_size")
 

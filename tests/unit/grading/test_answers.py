@@ -11,7 +11,7 @@ from cs_systems.grading.blocks import parse_answers, read_answers
 from cs_systems.grading.check import check_item
 from cs_systems.grading.evidence import Evidence
 from cs_systems.grading.items import Choice, Dtype, Number, Order, OwnNumber, Symbolic
-from cs_systems.grading.problems import PROBLEMS, find_part
+from cs_systems.grading.problems import PROBLEMS
 from cs_systems.grading.symbolic import parse_formula
 from cs_systems.grading.truths.find import find_truth
 from cs_systems.tables import render_table, table_as_json
@@ -250,4 +250,3 @@ def test_a_number_of_the_day_before_is_stale(evidence_of, record):
     found = statuses(verdicts, "benchmarking_script.b")
     assert (found["forward_median"], found["backward_median"]) == ("stale", "right")
     assert verdict_table(verdicts, PROBLEMS).rows[0]["verdict"] == "wrong"
-    assert find_part("benchmarking_script.b").items[3].key == "forward_median"

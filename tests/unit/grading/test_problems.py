@@ -7,7 +7,7 @@ import pytest
 
 from cs_systems.grading.blocks import read_answers
 from cs_systems.grading.items import Choice, Order, Symbolic
-from cs_systems.grading.problems import PROBLEMS, find_part
+from cs_systems.grading.problems import PROBLEMS
 
 QUESTIONS = pathlib.Path(__file__).parents[3] / "writeup" / "questions.md"
 TEXT = QUESTIONS.read_text()
@@ -72,9 +72,3 @@ def test_a_part_can_be_answered(part):
             assert all(choice in item.what for choice in item.choices)
         if isinstance(item, Symbolic):
             assert item.what.endswith(f", in {', '.join(item.names)}")
-
-
-def test_find_part():
-    assert find_part("nsys_profile.b").items[2].key == "top_forward"
-    with pytest.raises(ValueError, match=r"did you mean nsys_profile\.b\?"):
-        find_part("nsys_profil.b")

@@ -233,3 +233,9 @@ def test_both_plots_are_drawn_for_each_model_and_say_what_is_missing(tmp_path):
     text = files[0].read_text()
     for said in ("ours (bf16)", "next ran out of memory", "contended"):
         assert said in text
+
+
+def test_csv_says_what_became_of_a_point_and_why():
+    text = render_generation(make_sweep(), "csv", ["points"])
+    assert "oom,out of memory: weights 1 GiB" in text
+    assert "skipped,not run: batch 4 did not fit" in text

@@ -9,7 +9,7 @@ from fractions import Fraction
 import pytest
 
 from cs_systems.grading.evidence import Evidence
-from cs_systems.grading.problems import find_part
+from cs_systems.grading.problems import PROBLEMS
 from cs_systems.grading.truths.find import find_truth
 
 NOTHING = Evidence(pathlib.Path("nowhere"))
@@ -213,6 +213,7 @@ def test_which_gradient_is_summed_over_tensor_parallel_devices():
 
 
 def test_names_are_those_that_the_question_allows():
-    for problem in ("data_parallel_calcs.a", "fsdp_tp_calcs.b", "alternate_ring_all_reduce.a"):
-        for item in find_part(problem).items:
+    parts = {part.id: part for problem in PROBLEMS for part in problem.parts}
+    for part in ("data_parallel_calcs.a", "fsdp_tp_calcs.b", "alternate_ring_all_reduce.a"):
+        for item in parts[part].items:
             assert all(name in item.what for name in item.names)
