@@ -11,6 +11,8 @@ import sys
 import jaxtyping
 import pytest
 
+pytest_plugins = ["graded_support.plugin"]
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: with several threads each they would wait for one another. Torch reads it once.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,0 +1,1 @@
+"""What the graded tests stand on. It imports nothing of the package that is graded, and works without it."""

@@ -1,0 +1,1 @@
+"""Deliberately wrong implementations, by which the graded tests are tested."""
