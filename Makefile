@@ -4,11 +4,16 @@ VENV ?= .venv
 USE_SYSTEM ?=
 ARGS ?=
 RESULTS ?= results/local
+SUBMISSION ?= .
+# BEGIN INSTRUCTOR
+FORMAT ?= table
+# END INSTRUCTOR
 
 # About a minute on two CPU cores, busy ones too; a flag given again in ARGS wins.
 FIRST_MINUTE = --model tiny,small --context-length 128 --warmup-steps 1 --steps 5 --max-seconds 30
 # What `make results` measures; takes a while, and a rerun continues where it stopped.
 REFERENCE = --model small,medium --context-length 128 --warmup-steps 0,1,5 --steps 10 --max-seconds 600
+# BEGIN INSTRUCTOR
 # What `make gpu` measures with and without kernels.
 ON_GPU = --model small,medium,large,xl,2.7B --context-length 1024 --precision bf16 --warmup-steps 2 --steps 10 \
   --max-seconds 20
@@ -20,6 +25,7 @@ INFERENCE = --model gpt2-124m --engine ours,hf --precision fp32,bf16 --prompt-le
 # What `make gpu` generates, in the shape of the BigCode benchmark.
 GENERATE_ON_GPU = --model gpt2-mha-1.3b,bloom-1.3b --engine ours-compiled,hf --precision bf16 --prompt-len 8 \
   --new-tokens 100 --batch-size 1,64,512 --runs 3 --max-seconds 15
+# END INSTRUCTOR
 
 ifeq ($(USE_SYSTEM),1)
 export PYTHONPATH := .
@@ -33,12 +39,15 @@ PYTEST_FLAGS ?= -n 2
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench results peers attention kernels profile sweep-inference writeup-new measure check-answers \
-  writeup gpu tune kernels-aot test check lint format clean check-system check-gpu FORCE
+.PHONY: help setup bench results peers attention profile writeup-new measure writeup submission leaderboard test \
+  check lint format clean check-system FORCE
+# BEGIN INSTRUCTOR
+.PHONY: kernels sweep-inference check-answers grade handout gpu tune kernels-aot check-gpu
+# END INSTRUCTOR
 
 help:  ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo 'Variables: ARGS="--flag value" (passed on)   PY=python3.12   VENV=folder   RESULTS=folder   USE_SYSTEM=1 (no venv, no install)'
+	@echo 'Variables: ARGS="--flag value" (passed on)   PY=python3.12   VENV=folder   RESULTS=folder   SUBMISSION=folder   USE_SYSTEM=1 (no venv, no install)'
 
 setup: $(READY)  ## create or refresh .venv with the tested versions (the others do it when needed)
 	@echo 'ready: $(PYTHON)'
@@ -57,9 +66,11 @@ peers: $(READY)  ## our model beside the Hugging Face model of the same shape an
 attention: $(READY)  ## attention functions against each other, in turns; a small grid where there is no GPU
 	$(PYTHON) -m cs_systems.bench.attention $(ARGS)
 
+# BEGIN INSTRUCTOR
 kernels: $(READY)  ## each fused kernel against eager, compiled and PyTorch's own, with the copy rate
 	$(PYTHON) -m cs_systems.bench.kernels $(ARGS)
 
+# END INSTRUCTOR
 # With a GPU and nsys the run is recorded by nsys; otherwise by torch.profiler. The tables are the same.
 profile: $(READY)  ## where the time of a step goes: tables and a page in results/local/profile
 	@mkdir -p results/local/profile
@@ -70,24 +81,46 @@ profile: $(READY)  ## where the time of a step goes: tables and a page in result
 	  $(PYTHON) profiling/run.py report results/local/profile/nsys.nsys-rep --html results/local/profile/nsys.html; \
 	else set -ex; $(PYTHON) profiling/run.py --context-length 128 $(ARGS); fi
 
+# BEGIN INSTRUCTOR
 # Memory is limited so that the frontier can be seen on a machine with much of it; about five minutes.
 sweep-inference: $(READY)  ## generate text at growing batch sizes until memory runs out; tables and plots into RESULTS
 	mkdir -p $(RESULTS)
 	$(PYTHON) -m cs_systems.bench.generation $(INFERENCE) --output $(RESULTS)/generation.jsonl --resume \
 	  --plots $(RESULTS) $(ARGS)
 
+# END INSTRUCTOR
 writeup-new: $(READY)  ## create writeup/answers.md, which is yours from then on; never overwrites
 	$(PYTHON) writeup/run.py new $(ARGS)
 
 measure: $(READY)  ## measure what the tables of the write-up still need, into results/local
 	$(PYTHON) writeup/run.py measure $(ARGS)
 
+# BEGIN INSTRUCTOR
 check-answers: $(READY)  ## check the answers in writeup/answers.md; says what is wrong, not what is right
 	$(PYTHON) writeup/run.py check $(ARGS)
 
+# END INSTRUCTOR
 writeup: $(READY)  ## build/writeup.md, .html and .pdf from the answers and your records
 	$(PYTHON) writeup/run.py build $(ARGS)
 
+# BEGIN INSTRUCTOR
+# Student code may hang, crash or leave processes behind: the grader contains it, and one test costs one test.
+grade: $(READY)  ## points of the code in SUBMISSION=folder; FORMAT=table, gradescope, json, md or junit
+	$(PYTHON) tests/graded/grade.py --submission $(SUBMISSION) --format $(FORMAT) $(ARGS)
+
+# END INSTRUCTOR
+submission: $(READY)  ## pack dist/submission.zip: code, answers and records, with a list of hashes
+	$(PYTHON) -m cs_systems.grading.submission $(ARGS)
+
+leaderboard: $(READY)  ## time the flash attention of SUBMISSION=folder, check its results, show the board
+	$(PYTHON) -m cs_systems.bench.leaderboard --submission $(SUBMISSION) $(ARGS)
+
+# BEGIN INSTRUCTOR
+handout: $(READY)  ## write dist/handout, the starter tree for students: everything but the solutions
+	$(PYTHON) -m cs_systems.grading.handout $(ARGS)
+
+# END INSTRUCTOR
+# BEGIN INSTRUCTOR
 # Every step is bounded, the whole should take a quarter of an hour, and each record is on disk once it is measured.
 gpu: $(READY) check-gpu  ## on a GPU machine: tests, then attention, kernels, training and inference into RESULTS
 	mkdir -p $(RESULTS) && rm -f $(RESULTS)/tests-failed
@@ -108,7 +141,8 @@ tune: $(READY) check-gpu  ## on a GPU machine: measure tile sizes and keep the b
 kernels-aot: $(READY)  ## compile every shipped kernel for sm_80 and sm_90 without a GPU, and check what came out
 	$(PYTHON) -m cs_systems.kernels.aot $(ARGS)
 
-test: $(READY)  ## run the tests; fewer with ARGS="tests/unit/test_optim.py"
+# END INSTRUCTOR
+test: $(READY)  ## run the tests; fewer with ARGS="-k adamw"
 	$(PYTHON) -m pytest -q $(PYTEST_FLAGS) $(ARGS)
 
 lint: $(READY)  ## ruff and pyright, changing nothing
@@ -131,6 +165,7 @@ check-system:
 	  echo 'USE_SYSTEM=1: $(PY) cannot import torch, and this mode installs nothing.'; \
 	  echo 'Name a Python that has it (PY=...), or leave USE_SYSTEM out to get a .venv.'; exit 1; } >&2
 
+# BEGIN INSTRUCTOR
 check-gpu:
 	@$(PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || { \
 	  echo 'No usable GPU here: this target is for a machine with an NVIDIA GPU and a CUDA build of torch.'; \
@@ -138,6 +173,7 @@ check-gpu:
 	  echo 'Without one: make attention, make kernels, make profile.'; \
 	  exit 1; } >&2
 
+# END INSTRUCTOR
 # `ready` is written last: whatever interrupts a set-up, the next make continues it. `incomplete` stands in a
 # folder that was never ready: that one is built anew. A pip that was cut short later on just runs again.
 # FORCE: a venv whose Python is gone, because the system's was upgraded, is not ready whatever the dates say.

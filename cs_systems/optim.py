@@ -36,6 +36,7 @@ class AdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Loss] | None = None) -> Loss | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update every parameter that has a gradient; returns what `closure` returned."""
+        # BEGIN SOLUTION adamw
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -60,6 +61,7 @@ class AdamW(torch.optim.Optimizer):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.addcdiv_(mean, denominator, value=-group["lr"] / correction1)
         return loss
+        # END SOLUTION
 
 
 @torch.no_grad()
@@ -68,6 +70,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_l2_norm: float) -> fl
 
     The norm is over all gradients together, in fp32. Parameters without a gradient are passed over.
     """
+    # BEGIN SOLUTION gradient_clipping
     gradients = [weight.grad for weight in parameters if weight.grad is not None]
     if not gradients:
         return 0.0
@@ -76,15 +79,18 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_l2_norm: float) -> fl
     for gradient in gradients:
         gradient.mul_(factor.to(gradient.device))
     return float(norm)
+    # END SOLUTION
 
 
 def cosine_learning_rate(
     step: int, *, max_lr: float, min_lr: float, warmup_steps: int, cosine_steps: int
 ) -> float:
     """Linear from 0 over `warmup_steps`, half a cosine to `min_lr` at step `cosine_steps`, then `min_lr`."""
+    # BEGIN SOLUTION learning_rate_schedule
     if step < warmup_steps:
         return max_lr * step / warmup_steps
     if step >= cosine_steps:
         return min_lr
     progress = (step - warmup_steps) / (cosine_steps - warmup_steps)
     return min_lr + 0.5 * (max_lr - min_lr) * (1 + math.cos(math.pi * progress))
+    # END SOLUTION

@@ -1,14 +1,15 @@
 """The seam between the graded tests and an implementation: one function for each thing that is tested.
 
-The tests know nothing of your code but these functions, so arrange your code as you like and let each of them
-build what it needs, hand over the arguments, and return the result. Compute nothing else here. To have another
-package tested, write a module with the same functions and name it:
+The tests know nothing of your code but these functions, so arrange your code as you like and let each of
+them build what it needs, hand over the arguments, and return the result. Compute nothing else here. To have
+another package tested, write a module with the same functions and name it:
 
     CS_SYSTEMS_ADAPTERS=my_package.adapters pytest tests/graded
 
-Names and meanings are those of the course. Weights are stored as (out, in), embeddings as (vocab, d_model). What a
-function returns has the dtype and the device of its first tensor, unless its docstring says otherwise. What you
-do not have yet raises NotImplementedError, and only its own problem goes without points.
+Names and meanings are those of the course. Weights are stored as (out, in), embeddings as (vocab, d_model).
+Arguments are left as they were. What a function returns has the dtype and the device of its first tensor,
+unless its docstring says otherwise. What you do not have yet raises NotImplementedError, and only its own
+problem goes without points.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -93,7 +94,7 @@ def run_swiglu(
     # BEGIN SOLUTION swiglu
     from cs_systems.model.layers import FeedForward
 
-    config = _model_config(d_model=d_model, d_ff=d_ff)
+    config = _model_config(d_model=d_model, d_ff=d_ff, position="learned")
     state = {"w1.weight": w1_weight, "w2.weight": w2_weight, "w3.weight": w3_weight}
     return _load(FeedForward(config), state)(in_features)
     # END SOLUTION
@@ -107,6 +108,8 @@ def run_rope(
     token_positions: Int[Tensor, "... seq"],
 ) -> Float[Tensor, "... seq d_k"]:
     """Turn each pair of channels (2i, 2i + 1), in and out, by the angle position / theta^(2i / d_k).
+
+    Positions have the leading axes of in_query_or_key, or only the last of them.
 
     For example, d_k 2, in_query_or_key [[1, 0]] and token_positions [1] give [[cos 1, sin 1]].
     """
@@ -135,6 +138,8 @@ def run_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Mean over the batch of -log(softmax(inputs)[target]), in nats, also for logits of thousands.
 
+    Computed and returned in fp32 for 16-bit logits.
+
     For example, inputs [[0, 0]] and targets [1] give 0.6931.
     """
     # BEGIN SOLUTION cross_entropy
@@ -152,9 +157,10 @@ def run_scaled_dot_product_attention(
 ) -> Float[Tensor, "... queries d_v"]:
     """softmax(Q K^T / sqrt(d_k)) V, in which a key counts where `mask` is True.
 
-    Any number of axes may stand before the last two.
+    Any number of axes may stand before the last two. Every query has at least one key that counts.
 
-    For example, one query, two keys of zeros and V [[1], [3]] give [[2]], and with mask [[True, False]] [[1]].
+    For example, one query, two keys of zeros and V [[1], [3]] give [[2]], and with mask [[True, False]]
+    [[1]].
     """
     # BEGIN SOLUTION scaled_dot_product_attention
     from cs_systems.model.functional import softmax
@@ -182,7 +188,7 @@ def run_multihead_self_attention(
     # BEGIN SOLUTION multihead_self_attention
     from cs_systems.model.attention import SelfAttention
 
-    attention = SelfAttention(_model_config(d_model=d_model, num_heads=num_heads))
+    attention = SelfAttention(_model_config(d_model=d_model, num_heads=num_heads, position="learned"))
     weights = (q_proj_weight, k_proj_weight, v_proj_weight, o_proj_weight)
     return _load(attention, _projections(*weights))(in_features)
     # END SOLUTION
@@ -202,6 +208,8 @@ def run_multihead_self_attention_with_rope(
 ) -> Float[Tensor, "batch seq d_model"]:
     """The same with rotated queries and keys (`run_rope`); positions are 0, 1, 2, ... when not given.
 
+    Positions only rotate: causal means the order in which tokens stand.
+
     For example, when the same number is added to all positions, the result stays the same.
     """
     # BEGIN SOLUTION multihead_self_attention
@@ -212,7 +220,9 @@ def run_multihead_self_attention_with_rope(
     weights = (q_proj_weight, k_proj_weight, v_proj_weight, o_proj_weight)
     if token_positions is None:
         token_positions = torch.arange(in_features.shape[1], device=in_features.device)[None]
-    cos, sin = (table.to(in_features.device) for table in rope_tables(max_seq_len, d_model // num_heads, theta))
+    cos, sin = (
+        table.to(in_features.device) for table in rope_tables(max_seq_len, d_model // num_heads, theta)
+    )
     rotation = cos[token_positions][:, None], sin[token_positions][:, None]
     return _load(attention, _projections(*weights))(in_features, rotation)
     # END SOLUTION
@@ -350,7 +360,8 @@ def run_get_batch(
 ) -> tuple[Int[Tensor, "batch_size context_length"], Int[Tensor, "batch_size context_length"]]:
     """Windows of token ids drawn at random from one long row of them, and the ids that follow each, in int64.
 
-    Every window of the data can be drawn. `device` is where the tensors are wanted, such as "cpu".
+    There are len(dataset) - context_length windows, each as likely. torch's own generator draws, so that
+    torch.manual_seed repeats a batch. `device` is where the tensors are wanted, such as "cpu".
 
     For example, dataset [0, 1, 2, 3], batch_size 1 and context_length 3 give ([[0, 1, 2]], [[1, 2, 3]]).
     """
@@ -404,7 +415,8 @@ def run_benchmark(
     """Seconds of each of `steps` calls of `step`, after `warmup_steps` calls that are not counted.
 
     Args:
-        make_inputs: makes the inputs of one call; called anew for each, and not part of what is timed.
+        make_inputs: makes the inputs of one call; called anew for each, and not part of what is timed, even
+            where it gives work to the device.
         step: the work. On a GPU it returns before the work is done.
         synchronize: returns when all work that was started is done.
         clock: the time in seconds.
@@ -434,7 +446,8 @@ def get_annotate() -> Callable[[str], AbstractContextManager]:
 
     torch.profiler shows each range under its name, ranges may be nested, and an exception closes them.
 
-    For example, a profile of `with get_annotate()("forward"): x @ y` has the event "forward" around aten::mm.
+    For example, a profile of `with get_annotate()("forward"): x @ y` has the event "forward" around
+    aten::mm.
     """
     # BEGIN SOLUTION nsys_profile
     from cs_systems.tracing.annotate import annotate
@@ -451,9 +464,10 @@ def run_annotated_attention(
 ) -> Float[Tensor, "batch heads queries d_head"]:
     """Attention by its formula in three ranges, which together are all of it.
 
-    The ranges are "attention scores" (product, scale and mask), "attention softmax", and "attention final
-    matmul". Backward of each stands in a range of the same name with " (backward)" behind it: a range around
-    forward does not contain what autograd runs later.
+    The ranges are "attention scores" (product, scale 1/sqrt(d_head), and with is_causal a mask that hides
+    key j from query i < j), "attention softmax", and "attention final matmul". Backward of each stands in a
+    range of the same name with " (backward)" behind it: a range around forward does not contain what
+    autograd runs later.
 
     For example, a profile of one call shows each of the three once, and of its backward the other three.
     """
@@ -470,7 +484,7 @@ def run_annotated_attention(
 def run_accumulation(value: float, num_terms: int, sum_dtype: torch.dtype, term_dtype: torch.dtype) -> float:
     """Add `value`, stored in term_dtype, to a sum stored in sum_dtype, one after the other, starting at 0.
 
-    For example, (0.01, 1000, torch.float16, torch.float16) gives 9.953125.
+    For example, (0.1, 3, torch.bfloat16, torch.bfloat16) gives 0.30078125.
     """
     # BEGIN SOLUTION mixed_precision_accumulation
     from cs_systems.mixed_precision.accumulation import loop
@@ -489,10 +503,11 @@ def run_autocast_dtypes(
 
     Returns:
         By name: "parameters.NAME" and "gradients.NAME" of each parameter, as it is in the context and after
-        backward; "outputs.NAME" of each submodule that has no submodules; "loss".
+        backward; "outputs.NAME" of each submodule that has no submodules; "loss". The model is left as it
+        was.
 
-    For example, nn.Sequential(nn.Linear(4, 2)) in bf16 gives parameters.0.weight fp32, outputs.0 bf16,
-    loss fp32, gradients.0.weight fp32, and the same for 0.bias.
+    For example, nn.Sequential(nn.Embedding(4, 2), nn.Flatten()) has the names parameters.0.weight,
+    outputs.0, outputs.1, loss and gradients.0.weight.
     """
     # BEGIN SOLUTION benchmarking_mixed_precision
     from cs_systems.mixed_precision.autocast import step_dtypes
@@ -529,7 +544,7 @@ def run_checkpointed_blocks(
 def get_weighted_sum_autograd_function_triton() -> type[torch.autograd.Function]:
     """Class of an autograd.Function in Triton: .apply(x, weight) = sum_j x_ij weight_j for each row of x.
 
-    x is (rows, columns) with any strides, weight (columns,). There are gradients of both.
+    x is (rows, columns) with any strides, weight (columns,). Added up in fp32. There are gradients of both.
 
     For example, .apply([[1, 2]], [3, 4]) gives [11].
     """
@@ -558,9 +573,11 @@ def get_flashattention_autograd_function_pytorch() -> type[torch.autograd.Functi
     """Class of an autograd.Function in plain PyTorch: .apply(q, k, v, is_causal) by FlashAttention-2.
 
     q is (batch, queries, d), k and v (batch, keys, d); queries and keys may differ in number; the scale is
-    1 / sqrt(d). Kept for backward are q, k, v, the result, and L, the natural logarithm of the sum of the
-    exponentials of the scaled scores, in fp32 and of shape (batch, queries): L is found by that shape, so nothing else
-    that is kept may have it. torch.compile of .apply works.
+    1 / sqrt(d). Numbers of queries and keys are powers of two from 16 on, d is a power of two from 16 to
+    128. is_causal hides key j from query i < j, whatever the lengths are. Kept for backward are q, k, v,
+    the result, and L, the natural logarithm of the sum of the exponentials of the scaled scores, in fp32
+    and of shape (batch, queries): L is found by that shape, so nothing else that is kept may have it.
+    Gradients are those of q, k and v. torch.compile of .apply works.
 
     For example, with one key .apply(q, k, v, False) repeats v for every query, and L is q k^T / sqrt(d).
     """
@@ -573,6 +590,8 @@ def get_flashattention_autograd_function_pytorch() -> type[torch.autograd.Functi
 
 def get_flashattention_autograd_function_triton() -> type[torch.autograd.Function]:
     """The same with Triton kernels: a GPU runs them, a CPU interprets them (TRITON_INTERPRET=1).
+
+    torch.compile of it is not asked for.
 
     For example, get_flashattention_autograd_function_triton().apply(q, k, v, True) is causal.
     """
@@ -589,9 +608,9 @@ def get_flashattention_autograd_function_triton() -> type[torch.autograd.Functio
 def get_ddp(module: nn.Module) -> nn.Module:
     """Wrap `module` for data parallelism: each rank has its part of the batch, gradients are averaged.
 
-    Parameters and buffers, frozen ones too, come from rank 0. The wrapper passes `forward` through, keeps the
-    original as `.module`, and has `finish_gradient_synchronization()`. Communication may start during backward.
-    Tied weights are sent once; a parameter without a gradient does not make the others wait.
+    Parameters and buffers, frozen ones too, come from rank 0. The wrapper passes `forward` through, keeps
+    the original as `.module`, and has `finish_gradient_synchronization()`. Communication may start during
+    backward. Tied weights are sent once; a parameter without a gradient does not make the others wait.
 
     For example, get_ddp(model)(x) computes the same as model(x) does on rank 0.
     """
@@ -603,7 +622,7 @@ def get_ddp(module: nn.Module) -> nn.Module:
 def ddp_on_after_backward(ddp_model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """What a training loop calls between backward and the optimizer step.
 
-    For example, ddp_model.finish_gradient_synchronization().
+    For example, it calls ddp_model.finish_gradient_synchronization(), which waits for all gradients.
     """
     # BEGIN SOLUTION ddp_overlap_individual_parameters
     raise NotImplementedError(_NO_PARALLEL)
@@ -613,8 +632,8 @@ def ddp_on_after_backward(ddp_model: nn.Module, optimizer: torch.optim.Optimizer
 def get_ddp_bucketed(module: nn.Module, bucket_size_mb: float | None) -> nn.Module:
     """As get_ddp, with gradients sent together in buckets of at most bucket_size_mb (1 MB is 10^6 bytes).
 
-    Buckets are filled in the reverse order of the parameters. A larger parameter has a bucket of its own; None
-    means one bucket for all.
+    Buckets are filled in the reverse order of the parameters. A larger parameter has a bucket of its own;
+    None means one bucket for all.
 
     For example, get_ddp_bucketed(model, 25.0).
     """
@@ -626,7 +645,7 @@ def get_ddp_bucketed(module: nn.Module, bucket_size_mb: float | None) -> nn.Modu
 def ddp_bucketed_on_after_backward(ddp_model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """What a training loop calls between backward and the optimizer step.
 
-    For example, ddp_model.finish_gradient_synchronization().
+    For example, it calls ddp_model.finish_gradient_synchronization(), which waits for all gradients.
     """
     # BEGIN SOLUTION ddp_overlap_bucketed
     raise NotImplementedError(_NO_PARALLEL)
@@ -648,11 +667,12 @@ def get_sharded_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer whose state is shared out over the ranks; after a step all have all new parameters.
 
-    `params` are tensors or groups; kwargs go to optimizer_cls. A rank may own no parameter, and a learning rate
-    that is changed in the groups of the wrapper counts.
+    `params` are tensors or groups; kwargs go to optimizer_cls. A rank may own no parameter, and a learning
+    rate that is changed in the groups of the wrapper counts. `step` takes a closure, and groups may be
+    added later.
 
-    For example, get_sharded_optimizer(model.parameters(), torch.optim.AdamW, lr=1e-3).step() on each rank does
-    what torch.optim.AdamW alone does on one.
+    For example, get_sharded_optimizer(model.parameters(), torch.optim.AdamW, lr=1e-3).step() on each rank
+    does what torch.optim.AdamW alone does on one.
     """
     # BEGIN SOLUTION optimizer_state_sharding
     raise NotImplementedError(_NO_PARALLEL)
@@ -662,9 +682,11 @@ def get_sharded_optimizer(
 def get_fsdp(module: nn.Module, compute_dtype: torch.dtype | None = None) -> nn.Module:
     """Wrap `module` so that each rank keeps a part of every Linear and Embedding weight (along axis 0).
 
+    Rows that do not divide evenly are filled up with zeros, so that all parts are equal.
+
     A whole weight is gathered just before it is used and freed after. Everything else stays on every rank.
-    With a compute_dtype weights are cast before they are gathered and activations have that type; what is kept
-    and updated is fp32, and gradients are summed in fp32.
+    With a compute_dtype weights are cast before they are gathered and activations have that type; what is
+    kept and updated is fp32, and gradients are summed in fp32.
 
     For example, on 2 ranks a weight of (10, 4) becomes a parameter of (5, 4) on each.
     """
@@ -678,7 +700,7 @@ def fsdp_on_after_backward(fsdp_model: nn.Module, optimizer: torch.optim.Optimiz
 
     After it, every parameter has an fp32 gradient of its own shape, averaged over the ranks.
 
-    For example, fsdp_model.finish_gradient_synchronization().
+    For example, it calls fsdp_model.finish_gradient_synchronization().
     """
     # BEGIN SOLUTION fsdp
     raise NotImplementedError(_NO_PARALLEL)
@@ -700,7 +722,10 @@ _NO_PARALLEL = "this package has no parallel strategies yet"
 
 
 def _model_config(**given: Any) -> Any:
-    """The course's model; what a layer does not need has a small value."""
+    """The course's model; what a layer does not need has a small value.
+
+    position "learned" is for layers that rotate nothing, and may have odd widths.
+    """
     from cs_systems.model.config import ModelConfig
 
     defaults = {"vocab_size": 8, "context_length": 8, "num_layers": 1, "num_heads": 1}
@@ -716,4 +741,6 @@ def _load(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """`module` with these weights, in their dtype and on their device."""
     module.load_state_dict(dict(state), assign=True)
     return module
+
+
 # END INSTRUCTOR

@@ -1,16 +1,15 @@
-"""The write-up: a skeleton to fill in, the measurements it shows, a check of the answers, and the document.
+"""The write-up: a skeleton to fill in, the measurements it shows, and the document.
 
     python writeup/run.py new                    # once: writeup/answers.md, which is yours from then on
     python writeup/run.py measure                # what its tables need and no record has yet
-    python writeup/run.py check                  # which answers are right, and what to look at where not
     python writeup/run.py build                  # build/writeup.md, .html and .pdf
 
 `--problem benchmarking_script,benchmarking_mixed_precision` does any of these for some problems alone. Tables
 and plots come from the records in results/local; nothing measured is typed by hand, except the numbers that
 you read off and answer with, and those are compared with your records.
 
-Exit codes: 0 done, 1 an answer is wrong or a measurement is missing (with --strict: or an answer), 2 bad
-usage or an unreadable file, 130 interrupted; what was measured is kept.
+Exit codes: 0 done, 1 something is wrong, or a measurement is missing, 2 bad usage or an unreadable file, 130
+interrupted; what was measured is kept.
 """
 
 import argparse
@@ -40,7 +39,9 @@ ANSWERS = pathlib.Path("writeup/answers.md")
 RECORDS = pathlib.Path("results/local")
 
 _SECTION = re.compile(r"^## +\S+ +(?P<id>\w+)", re.MULTILINE)
+# BEGIN INSTRUCTOR
 _OPEN = ("missing", "not measured")
+# END INSTRUCTOR
 
 
 def make_parsers() -> tuple[Parser, dict[str, Parser]]:
@@ -50,14 +51,23 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
     new = commands.add_parser("new", help="write the skeleton; an existing file is never touched")
     measure = commands.add_parser("measure", help="run the commands whose records the tables need")
     measure.add_argument("--list", action="store_true", help="print the commands and run none")
+    runs = {new: run_new, measure: run_measure}
+    # BEGIN INSTRUCTOR
     check = commands.add_parser("check", help="check every answer and say what is wrong, not what is right")
     check.add_argument("--format", choices=typing.get_args(Style), default="table", help="(default: table)")
+    runs[check] = run_check
+    # END INSTRUCTOR
     make = commands.add_parser("build", help="put tables and plots in, and write Markdown, HTML and PDF")
     make.add_argument("--output-dir", type=pathlib.Path, default=pathlib.Path("build"), metavar="FOLDER",
                       help="where to (default: build)")  # fmt: skip
+    runs[make] = run_build
+    # BEGIN INSTRUCTOR
     for command in (check, make):
-        command.add_argument("--strict", action="store_true", help="unanswered questions are errors too")
-    for command, run in ((new, run_new), (measure, run_measure), (check, run_check), (make, run_build)):
+        command.add_argument(
+            "--strict", action="store_true", help="unanswered questions and wrong answers are errors"
+        )
+    # END INSTRUCTOR
+    for command, run in runs.items():
         command.add_argument("--answers", type=pathlib.Path, default=ANSWERS, metavar="FILE.md",
                              help=f"the write-up (default: {ANSWERS})")  # fmt: skip
         command.add_argument("--problem", type=list_of(str), default=(), metavar="NAME",
@@ -127,6 +137,7 @@ def run_measure(args: argparse.Namespace) -> int:
     return EXIT_FAILED if failed else EXIT_OK
 
 
+# BEGIN INSTRUCTOR
 def run_check(args: argparse.Namespace) -> int:
     """Print a line for every answer that is not right, and a table of the problems."""
     evidence, verdicts, problems = _check(args)
@@ -137,24 +148,34 @@ def run_check(args: argparse.Namespace) -> int:
     return _outcome(verdicts, args.strict)
 
 
+# END INSTRUCTOR
+
+
 def run_build(args: argparse.Namespace) -> int:
     """Write the document; what is missing is said in it and on standard error."""
+    table, said, code = None, [], EXIT_OK
+    # BEGIN INSTRUCTOR
     evidence, verdicts, problems = _check(args)
     table = verdict_table(verdicts, problems)
-    result = build(_read(args), args.records, args.output_dir, table)
     print(render_table(table, "table"))
-    print(*result.files, sep="\n")
-    _say(*messages(verdict for verdict in verdicts if verdict.status == "unreadable"))
-    _say(*dict.fromkeys(evidence.problems + result.problems), *(each.line for each in result.missing))
+    said = [*messages(each for each in verdicts if each.status == "unreadable"), *evidence.problems]
     code = _outcome(verdicts, args.strict) if args.strict else EXIT_OK
+    # END INSTRUCTOR
+    result = build(_read(args), args.records, args.output_dir, table)
+    print(*result.files, sep="\n")
+    _say(*dict.fromkeys([*said, *result.problems]), *(each.line for each in result.missing))
     return EXIT_FAILED if result.missing or result.problems else code
 
 
+# BEGIN INSTRUCTOR
 def _check(args: argparse.Namespace) -> tuple[Evidence, list[Verdict], Sequence[Problem]]:
     answers, evidence = _read(args), Evidence(args.records)
     answered = {block.id.split(".")[0] for block in answers.blocks}
     problems = [problem for problem in PROBLEMS if problem.id in answered]
     return evidence, check_answers(answers, evidence, problems), problems
+
+
+# END INSTRUCTOR
 
 
 def _chosen_problems(args: argparse.Namespace) -> Sequence[Problem]:
@@ -190,9 +211,13 @@ def _sections(text: str, problems: Sequence[Problem], name: str) -> str:
     return text[: min(found.values())] + "".join(kept)
 
 
+# BEGIN INSTRUCTOR
 def _outcome(verdicts: Sequence[Verdict], strict: bool) -> int:
     fine = ("right",) if strict else ("right", *_OPEN)
     return EXIT_OK if all(verdict.status in fine for verdict in verdicts) else EXIT_FAILED
+
+
+# END INSTRUCTOR
 
 
 def _say(*lines: str) -> None:

@@ -116,19 +116,19 @@ def _are_seconds(values: Any) -> bool:
     )
 
 
-def check_writable(path: pathlib.Path) -> None:
-    """Open `path` for appending, so that a bad path is reported before hours of measuring.
+def check_writable(path: pathlib.Path, flag: str = "--output") -> None:
+    """Open `path`, which was given by `flag`, so that a bad path is reported before hours of measuring.
 
     Raises:
         ValueError: naming the folder or file and what to do.
     """
     if not path.parent.is_dir():
-        raise ValueError(f"--output {path}: folder {path.parent} does not exist; create it first")
+        raise ValueError(f"{flag} {path}: folder {path.parent} does not exist; create it first")
     try:
         with path.open("a"):
             pass
     except OSError as error:
-        raise ValueError(f"--output {path}: cannot write ({error.strerror}); choose another place") from None
+        raise ValueError(f"{flag} {path}: cannot write ({error.strerror}); choose another place") from None
     if path.is_file():
         read_records(path)  # appending to somebody's notes would spoil them
 

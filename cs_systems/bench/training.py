@@ -20,6 +20,7 @@ from cs_systems.kernels.apply import MODEL_KERNELS, apply_kernels, make_loss, pa
 from cs_systems.kernels.launch import missing_for_triton
 from cs_systems.model.apply import apply_attention, apply_checkpointing
 from cs_systems.model.config import ModelConfig
+from cs_systems.model.functional import cross_entropy
 from cs_systems.model.transformer import TransformerLM
 from cs_systems.optim import AdamW
 from cs_systems.timing.contention import CoreLoad
@@ -40,17 +41,23 @@ _SYSTEM_BYTES = 2**30
 """Left to the rest of the machine, which would otherwise stand still long before a case is killed."""
 
 
+# BEGIN INSTRUCTOR
 def _triton_adamw(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     from cs_systems.kernels.adamw import FusedAdamW  # Triton exists on Linux only
 
     return FusedAdamW(parameters)
 
 
+# END INSTRUCTOR
+
+
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": AdamW,
     "torch": torch.optim.AdamW,
     "torch-fused": lambda parameters: torch.optim.AdamW(parameters, fused=True),
+    # BEGIN INSTRUCTOR
     "triton": _triton_adamw,
+    # END INSTRUCTOR
 }
 
 
@@ -62,9 +69,18 @@ class TrainingStep:
         torch.manual_seed(workload.seed)
         self.model = build_model(config, workload.param_dtype, device)
         apply_attention(self.model, workload.attention)
+        # BEGIN INSTRUCTOR
         apply_kernels(self.model, model_kernels(self.model, workload))
+        # END INSTRUCTOR
         apply_checkpointing(self.model, workload.checkpoint_blocks)
-        self.outputs, self.criterion = make_loss(self.model, workload.loss_kernel, workload.compile)
+        self.outputs: Callable[[Tensor], Tensor] = self.model
+        self.criterion: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+        # BEGIN INSTRUCTOR
+        if workload.loss_kernel is not None:
+            self.outputs, self.criterion = make_loss(self.model, workload.loss_kernel, workload.compile)
+        # END INSTRUCTOR
+        if workload.compile and self.outputs is self.model:
+            self.model.compile()
         self.optimizer = OPTIMIZERS[workload.optimizer](self.model.parameters())
         # fp16 gradients underflow without loss scaling; torch refuses to unscale gradients stored as fp16.
         use_scaler = workload.precision == "fp16" and workload.param_dtype == "fp32"
@@ -103,10 +119,14 @@ class TrainingStep:
         self.scaler.update()
 
 
+# BEGIN INSTRUCTOR
 def model_kernels(model: TransformerLM, workload: WorkloadConfig) -> list[str]:
     """The kernels for parts of the model: those asked for by name, or with `all` those it has a use for."""
     names = [name for name in workload.kernel_names if name in MODEL_KERNELS]
     return [name for name in names if workload.kernels != "all" or parts_for(model, name)]
+
+
+# END INSTRUCTOR
 
 
 def build_model(config: ModelConfig, param_dtype: str, device: torch.device) -> TransformerLM:
@@ -146,10 +166,12 @@ def _check_triton(device: torch.device, workload: WorkloadConfig) -> None:
         return
     if workload.attention == "flash":
         raise devices.UnsupportedError(f"--attention flash: {missing}; or use --attention flash-torch")
+    # BEGIN INSTRUCTOR
     if workload.kernel_names:
         raise devices.UnsupportedError(f"--kernels {workload.kernels}: {missing}; or use --kernels off")
     if workload.optimizer == "triton":
         raise devices.UnsupportedError(f"--optimizer triton: {missing}; or use --optimizer torch-fused")
+    # END INSTRUCTOR
 
 
 def run_case(
@@ -253,7 +275,9 @@ def measured_peak_bytes(device: torch.device, baseline_bytes: int | None) -> int
 def estimator_case(case: Case, device: torch.device) -> MemoryCase:
     """The case as the estimator sees it: the fields of the same names, and the device that was chosen."""
     shared = cli.only_fields(MemoryCase, dataclasses.asdict(case.workload))
+    # BEGIN INSTRUCTOR
     shared["kernels"] = case.workload.kernel_names
+    # END INSTRUCTOR
     return MemoryCase(
         **shared, seq_len=case.model.context_length, device_type="cuda" if device.type == "cuda" else "cpu"
     )

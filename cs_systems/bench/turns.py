@@ -30,6 +30,7 @@ def wall_timer(
 ) -> Timer:
     """Seconds until the result is there; `synchronize` returns when the device has done all its work."""
 
+    # BEGIN SOLUTION benchmarking_script
     def timer(run: Callable[[], object]) -> float:
         synchronize()
         start = clock()
@@ -38,6 +39,7 @@ def wall_timer(
         return clock() - start
 
     return timer
+    # END SOLUTION
 
 
 def take_turns(

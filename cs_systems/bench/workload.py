@@ -24,11 +24,13 @@ TOTAL = {"forward-backward": "forward_backward", "train-step": "train_step"}
 """Name of the sum of the passes, for modes with more than one."""
 
 
+# BEGIN INSTRUCTOR
 KERNELS = ("rmsnorm", "rope", "swiglu", "cross-entropy", "linear-cross-entropy")
 """Triton kernels that can take the place of eager operations, by the name used in flags and tables."""
 
 ALL_KERNELS = KERNELS[:-1]
 """What `all` asks for; the linear cross-entropy saves memory rather than time, so it is asked for by name."""
+# END INSTRUCTOR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +47,23 @@ class WorkloadConfig:
     """Type in which parameters, gradients and optimizer state are stored."""
     attention: Literal["naive", "sdpa", "flash-torch", "flash"] = "naive"
     """Attention function: ours with all scores in memory, PyTorch's kernel, ours by tiles, ours in Triton."""
+    # BEGIN INSTRUCTOR
     kernels: str = "off"
     """Triton kernels: off, all, or names joined by + (rmsnorm+rope+swiglu+cross-entropy)."""
+    # END INSTRUCTOR
     compile: bool = False
     """Compile the model with torch.compile."""
     checkpoint_blocks: int = 0
     """Blocks per activation checkpoint (0: keep all activations)."""
-    optimizer: Literal["adamw", "torch", "torch-fused", "triton"] = "adamw"
-    """Ours, torch.optim.AdamW, torch.optim.AdamW(fused=True), or ours as one Triton kernel."""
+    optimizer: Literal[
+        "adamw",
+        "torch",
+        "torch-fused",
+        # BEGIN INSTRUCTOR
+        "triton",
+        # END INSTRUCTOR
+    ] = "adamw"
+    """AdamW: ours, torch.optim.AdamW, or one whose step is a single kernel."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes a GPU when there is one."""
     threads: int = 0
@@ -68,12 +79,15 @@ class WorkloadConfig:
                 f"--precision {self.precision} with --param-dtype {self.param_dtype} would cast weights from "
                 f"one 16-bit type to the other; use --param-dtype fp32 or {self.precision}"
             )
+        # BEGIN INSTRUCTOR
         self._check_kernels()
+        # END INSTRUCTOR
         for name in ("checkpoint_blocks", "threads", "seed"):
             if getattr(self, name) < 0:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} {getattr(self, name)} must not be negative")
 
+    # BEGIN INSTRUCTOR
     def _check_kernels(self) -> None:
         names = self.kernel_names
         unknown = [name for name in names if name not in KERNELS]
@@ -93,6 +107,8 @@ class WorkloadConfig:
     def loss_kernel(self) -> str | None:
         """The kernel that computes the loss; None for plain PyTorch."""
         return next((name for name in self.kernel_names if name.endswith("cross-entropy")), None)
+
+    # END INSTRUCTOR
 
 
 @dataclass(frozen=True)

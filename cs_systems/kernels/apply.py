@@ -67,8 +67,8 @@ def make_loss(model: TransformerLM, kernel: str | None, compile: bool = False) -
 
     None: plain PyTorch. "cross-entropy": a kernel that writes the gradient over the logits, which nobody else
     sees. "linear-cross-entropy": a kernel that starts from the hidden states and does the head's matrix
-    product too, some tokens at a time, so that there are never all logits. `compile` compiles the model, not
-    the loss.
+    product too, some tokens at a time, so that there are never all logits. With `compile` what gives hidden
+    states is compiled here; a model that gives logits is for its owner to compile.
     """
     if kernel == "linear-cross-entropy":
         from cs_systems.kernels.linear_cross_entropy import linear_cross_entropy
@@ -76,8 +76,6 @@ def make_loss(model: TransformerLM, kernel: str | None, compile: bool = False) -
         head = model.lm_head
         hidden_states = torch.compile(model.hidden_states) if compile else model.hidden_states
         return hidden_states, lambda hidden, ids: linear_cross_entropy(hidden, head.weight, ids, head.bias)
-    if compile:
-        model.compile()
     if kernel == "cross-entropy":
         from cs_systems.kernels.cross_entropy import cross_entropy as fused_cross_entropy
 

@@ -6,9 +6,12 @@ q, k, v and write o and one fp32 number a query, 2.1 MB; backward reads and writ
 again for each block of queries, mostly from the L2 cache. The price is arithmetic: backward computes the
 scores twice, once for dq and once for dk and dv, and so has 7 matrix products where eager has 4.
 
-`flash_kernels.py` holds the kernels, `flash_configs.py` the sizes of their tiles. Here are the functions that
-allocate and launch, the `autograd.Function`, and what people call.
+Here are the functions that allocate and launch, the `autograd.Function`, and what people call.
 """
+
+# BEGIN INSTRUCTOR
+# `flash_kernels.py` holds the kernels, `flash_configs.py` the sizes of their tiles.
+# END INSTRUCTOR
 
 import functools
 import itertools
@@ -28,6 +31,7 @@ from cs_systems.kernels.tuning import cached_config
 
 MAX_HEAD_DIM = 128
 
+# BEGIN SOLUTION flash_forward
 _FP32_POINTERS = ("lse_ptr", "lse2_ptr", "delta_ptr", "slopes_ptr")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.float64: "fp64"}
 _capability = functools.cache(compute_capability)
@@ -46,6 +50,10 @@ def launch_forward(
     )  # fmt: skip
 
 
+# END SOLUTION
+
+
+# BEGIN SOLUTION flash_backward
 def launch_dq(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, slopes: Tensor | None,
     dq: Tensor, lse2: Tensor, delta: Tensor, is_causal: bool, config: TileConfig,
@@ -74,6 +82,10 @@ def launch_dkdv(
     )  # fmt: skip
 
 
+# END SOLUTION
+
+
+# BEGIN SOLUTION flash_forward
 def split_head_dim(head_dim: int, dtype: torch.dtype) -> tuple[int, int]:
     """Widths of the one or two pieces of a row: powers of two from 16 on, 0 for no second piece.
 
@@ -161,6 +173,10 @@ def flash_forward(
     return o, lse
 
 
+# END SOLUTION
+
+
+# BEGIN SOLUTION flash_backward
 def _fake_backward(do: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _like(q), _like(k), _like(v)
 
@@ -181,6 +197,9 @@ def flash_backward(
     return dq, dk, dv
 
 
+# END SOLUTION
+
+
 class FlashAttention(torch.autograd.Function):
     """Attention of (batch, heads, rows, d_head), or of (batch, rows, d_head); keeps q, k, v, o and lse."""
 
@@ -188,6 +207,7 @@ class FlashAttention(torch.autograd.Function):
     def forward(ctx, q, k, v, is_causal=False, alibi_slopes=None):
         """o, shaped as q; lse is (batch, heads, queries), or (batch, queries) where there are no heads."""
         _check(q, k, v, is_causal, alibi_slopes)
+        # BEGIN SOLUTION flash_forward
         if alibi_slopes is not None:
             alibi_slopes = alibi_slopes.contiguous()
         o, lse = flash_forward(*_with_heads(q, k, v), is_causal, alibi_slopes)
@@ -196,11 +216,13 @@ class FlashAttention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, o, lse, *(() if alibi_slopes is None else (alibi_slopes,)))
         ctx.is_causal = is_causal
         return o
+        # END SOLUTION
 
     @staticmethod
     @once_differentiable
     def backward(ctx, do):
         """dq, dk, dv."""
+        # BEGIN SOLUTION flash_backward
         q, k, v, o, lse, *slopes = ctx.saved_tensors
         do, q4, k, v, o = _with_heads(do, q, k, v, o)
         gradients = flash_backward(
@@ -209,6 +231,7 @@ class FlashAttention(torch.autograd.Function):
         if q.ndim == 3:
             gradients = [gradient.squeeze(1) for gradient in gradients]
         return *gradients, None, None
+        # END SOLUTION
 
 
 def flash_attention(
@@ -264,10 +287,15 @@ def _check(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, alibi_slopes: Tenso
         raise ValueError(f"{num_heads} heads need as many slopes, not {tuple(alibi_slopes.shape)}")
 
 
+# BEGIN SOLUTION flash_forward
 def _with_heads(*tensors: Tensor) -> list[Tensor]:
     return [tensor if tensor.ndim == 4 else tensor.unsqueeze(1) for tensor in tensors]
 
 
+# END SOLUTION
+
+
+# BEGIN INSTRUCTOR
 def variants(capability: tuple[int, int]) -> list[Variant]:
     """Every default tile of this GPU with each type and mask, and with ALiBi for shared key heads."""
     found = []
@@ -295,3 +323,6 @@ def variants(capability: tuple[int, int]) -> list[Variant]:
                         (*divisible, "num_queries", "num_keys"), uses_tensor_cores=True)
             )  # fmt: skip
     return found
+
+
+# END INSTRUCTOR

@@ -26,8 +26,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# BEGIN SOLUTION flash_forward
 BLOCK_M, BLOCK_N = 64, 128
 """Queries and keys of a block: the fastest measured on a CPU (batch 4, 12 heads, 512 queries, d_head 64)."""
+# END SOLUTION
 
 
 class FlashAttentionTorch(torch.autograd.Function):
@@ -40,6 +42,7 @@ class FlashAttentionTorch(torch.autograd.Function):
     def forward(ctx, q, k, v, is_causal=False, alibi_slopes=None):
         """One block of queries at a time meets all keys that it sees."""
         _check(q, k, is_causal, alibi_slopes)
+        # BEGIN SOLUTION flash_forward
         q, k, v = (_as_autocast(tensor) for tensor in (q, k, v))
         (num_queries, d_head), num_keys, dtype = q.shape[-2:], k.shape[-2], q.dtype
         queries, keys, values = _flatten(q), _flatten(k), _flatten(v)
@@ -75,6 +78,7 @@ class FlashAttentionTorch(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, o, lse.view(q.shape[:-1]), *optional)
         ctx.is_causal = is_causal
         return o
+        # END SOLUTION
 
     @staticmethod
     @once_differentiable
@@ -84,6 +88,7 @@ class FlashAttentionTorch(torch.autograd.Function):
         That order of adding up is fixed only because blocks come one after the other. Programs of a GPU
         run at once, so there a second kernel computes p and ds again, for one block of queries at a time.
         """
+        # BEGIN SOLUTION flash_backward
         q, k, v, o, lse, *optional = ctx.saved_tensors
         (num_queries, d_head), num_keys, dtype = q.shape[-2:], k.shape[-2], q.dtype
         queries, keys, values, dos = _flatten(q), _flatten(k), _flatten(v), _flatten(do)
@@ -116,6 +121,7 @@ class FlashAttentionTorch(torch.autograd.Function):
             dv[..., start_n:end_n, :] = dv_block.view(*v.shape[:-2], -1, d_head)
 
         return torch.empty_like(q).copy_((dq * scale).view(q.shape)), dk, dv, None, None
+        # END SOLUTION
 
 
 def flash_attention_torch(
@@ -153,6 +159,7 @@ def _check(q: Tensor, k: Tensor, is_causal: bool, alibi_slopes: Tensor | None) -
         raise ValueError(f"{num_heads} heads need as many slopes, not {tuple(alibi_slopes.shape)}")
 
 
+# BEGIN SOLUTION flash_forward
 def _as_autocast(x: Tensor) -> Tensor:
     """`x` in the dtype that autocast wants for matrix products here; fp64 is left alone, as torch does."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
@@ -200,3 +207,6 @@ def _scores(
     if is_causal and last_key > start_m:  # most blocks need no mask
         s.masked_fill_(key > query, -torch.inf)
     return s
+
+
+# END SOLUTION

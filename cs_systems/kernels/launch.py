@@ -11,10 +11,12 @@ from torch import Tensor
 
 from cs_systems.device import UnsupportedError
 
+# BEGIN SOLUTION softmax_kernel
 MAX_COLUMNS = 32768
 """Longest row that one program holds in registers without spilling; longer rows are read in pieces."""
 
 _TILE = 4096  # elements that one program handles: short rows share a program
+# END SOLUTION
 
 
 def missing_for_triton(device_type: str) -> str | None:
@@ -61,6 +63,7 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
+# BEGIN SOLUTION softmax_kernel
 def row_tile(num_columns: int, most: int = MAX_COLUMNS) -> tuple[int, int, int]:
     """(rows, columns, warps) of the tile of one program of a kernel that works along rows.
 
@@ -75,6 +78,10 @@ def row_tile(num_columns: int, most: int = MAX_COLUMNS) -> tuple[int, int, int]:
     return rows, columns, warps
 
 
+# END SOLUTION
+
+
+# BEGIN INSTRUCTOR
 @dataclass(frozen=True)
 class Variant:
     """One compiled form of a kernel that the functions of this package may launch on a GPU.
@@ -93,6 +100,9 @@ class Variant:
     divisible: tuple[str, ...] = ()
     """Integer arguments divisible by 16 in practice: a launch specialises on them by itself."""
     uses_tensor_cores: bool = False
+
+
+# END INSTRUCTOR
 
 
 def operator(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], "Operator"]:

@@ -26,6 +26,7 @@ from cs_systems.kernels.launch import (
     row_tile,
 )
 
+# BEGIN SOLUTION softmax_kernel
 _MAX_BACKWARD_COLUMNS = MAX_COLUMNS // 2  # two rows, y and dy, are in registers at a time
 
 
@@ -166,22 +167,29 @@ def softmax_backward(y: Tensor, dy: Tensor) -> Tensor:
     return dx
 
 
+# END SOLUTION
+
+
 class Softmax(torch.autograd.Function):
     """Softmax of each row; keeps only its result for backward."""
 
     @staticmethod
     def forward(ctx, x):
         """(rows, columns) to the same."""
+        # BEGIN SOLUTION softmax_kernel
         y = softmax_forward(x)
         ctx.save_for_backward(y)
         return y
+        # END SOLUTION
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         """Gradient of each row."""
+        # BEGIN SOLUTION softmax_kernel
         (y,) = ctx.saved_tensors
         return softmax_backward(y, dy)
+        # END SOLUTION
 
 
 def softmax(x: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
@@ -199,6 +207,7 @@ def softmax(x: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
     return Softmax.apply(as_rows(moved)).view(moved.shape).movedim(-1, dim)
 
 
+# BEGIN INSTRUCTOR
 def variants() -> list[Variant]:
     """One-pass kernels at the shortest, common and the longest rows, and the online kernels."""
     found = []
@@ -219,3 +228,6 @@ def variants() -> list[Variant]:
                 label = f"{dtype} {num_columns} columns"
                 found.append(Variant(kernel, label, pointers, constants | more, warps, divisible=divisible))
     return found
+
+
+# END INSTRUCTOR

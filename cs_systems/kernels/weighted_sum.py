@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from cs_systems.kernels.language import accumulator, cast, jit
 from cs_systems.kernels.launch import Variant, as_rows, ceil_div, check_runnable, next_power_of_2
 
+# BEGIN SOLUTION weighted_sum
 _TILE_ROWS, _MAX_TILE_COLUMNS = 16, 256
 
 
@@ -61,12 +62,16 @@ def weighted_sum_backward_kernel(
         tl.store(partial_dweight_ptr + partial_offset, partial, mask=column < num_columns)
 
 
+# END SOLUTION
+
+
 class WeightedSum(torch.autograd.Function):
     """y = sum_j x_j weight_j; keeps x and weight for backward."""
 
     @staticmethod
     def forward(ctx, x, weight):
         """(rows, columns) and (columns,) to (rows,)."""
+        # BEGIN SOLUTION weighted_sum
         num_rows, num_columns = x.shape
         y = torch.empty(num_rows, dtype=x.dtype, device=x.device)
         tile = _tile(num_columns)
@@ -76,11 +81,13 @@ class WeightedSum(torch.autograd.Function):
         )  # fmt: skip
         ctx.save_for_backward(x, weight)
         return y
+        # END SOLUTION
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         """dx of each element, and dweight from one partial sum a program."""
+        # BEGIN SOLUTION weighted_sum
         x, weight = ctx.saved_tensors
         num_rows, num_columns = x.shape
         num_programs = ceil_div(num_rows, _TILE_ROWS)
@@ -92,6 +99,7 @@ class WeightedSum(torch.autograd.Function):
             *x.stride(), *weight.stride(), *dy.stride(), **_tile(num_columns), ACC=accumulator(x.dtype),
         )  # fmt: skip
         return dx, partial_dweight.sum(0).to(weight.dtype)
+        # END SOLUTION
 
 
 def weighted_sum(
@@ -106,10 +114,15 @@ def weighted_sum(
     return WeightedSum.apply(as_rows(x), weight).view(x.shape[:-1])
 
 
+# BEGIN SOLUTION weighted_sum
 def _tile(num_columns: int) -> dict[str, int]:
     return {"ROWS": _TILE_ROWS, "COLUMNS": min(_MAX_TILE_COLUMNS, next_power_of_2(num_columns))}
 
 
+# END SOLUTION
+
+
+# BEGIN INSTRUCTOR
 def variants() -> list[Variant]:
     """Every tile in every type of input."""
     found = []
@@ -127,3 +140,6 @@ def variants() -> list[Variant]:
                 label = f"{dtype} {num_columns} columns"
                 found.append(Variant(kernel, label, pointers, constants, 4, divisible=divisible))
     return found
+
+
+# END INSTRUCTOR

@@ -55,6 +55,7 @@ class Sum:
     """The sum after each of some numbers of additions."""
 
 
+# BEGIN SOLUTION mixed_precision_accumulation
 def course_sums() -> dict[str, float]:
     """The course's four sums: 0.01 added a thousand times in fp32, in fp16, and twice from fp16 into fp32.
 
@@ -76,6 +77,9 @@ def course_sums() -> dict[str, float]:
     return totals
 
 
+# END SOLUTION
+
+
 def points(steps: int, num: int = 60) -> list[int]:
     """About `num` numbers from 1 to `steps`, evenly on a logarithmic axis; all of them if there are few."""
     return sorted({round(steps ** (i / (num - 1))) for i in range(num)})
@@ -83,12 +87,14 @@ def points(steps: int, num: int = 60) -> list[int]:
 
 def loop(term: Scalar, accumulator: torch.dtype, steps: int) -> Float[Tensor, " steps"]:
     """All sums, added one by one: the definition of what `add_one_by_one` does faster."""
+    # BEGIN SOLUTION mixed_precision_accumulation
     total = torch.zeros((), dtype=accumulator)
     sums = []
     for _ in range(steps):
-        total = total + term  # a wider sum promotes the term, as a cast would
+        total = (total + term).to(accumulator)  # a wider term would make the sum wider as well
         sums.append(total.item())
     return torch.tensor(sums, dtype=accumulator)
+    # END SOLUTION
 
 
 def add_one_by_one(term: Scalar, accumulator: torch.dtype, steps: int) -> Float[Tensor, " steps"]:
@@ -98,6 +104,7 @@ def add_one_by_one(term: Scalar, accumulator: torch.dtype, steps: int) -> Float[
     each sum but the first must be what the addition of torch makes of the one before it. Up to the first that
     is not, all are right.
     """
+    # BEGIN SOLUTION mixed_precision_accumulation
     sums = torch.empty(steps, dtype=accumulator)
     total, done, length = torch.zeros((), dtype=accumulator), 0, 1
     while done < steps:
@@ -114,6 +121,7 @@ def add_one_by_one(term: Scalar, accumulator: torch.dtype, steps: int) -> Float[
             sums[done:] = total
             break
     return sums
+    # END SOLUTION
 
 
 def add_with_kahan(term: Scalar, steps: int) -> Float[Tensor, " steps"]:

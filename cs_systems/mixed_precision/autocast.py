@@ -6,12 +6,14 @@ that, by the table of rules, on tensors without memory.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from cs_systems.device import (
     DTYPES,
@@ -148,6 +150,7 @@ def _numbered(operations: Sequence[Operation]) -> dict[tuple[str, str, int], Ope
     return numbered
 
 
+# BEGIN SOLUTION benchmarking_mixed_precision
 def toy_dtypes(dtype: str, policy: str = "cuda", loss: str = "cross-entropy") -> dict[str, str]:
     """The six types that the course asks for, of its toy model with fp32 parameters, forward and backward.
 
@@ -156,6 +159,49 @@ def toy_dtypes(dtype: str, policy: str = "cuda", loss: str = "cross-entropy") ->
     """
     config = AutocastConfig(model="toy", dtype=dtype, policy=policy, loss=loss)  # pyright: ignore[reportArgumentType]
     return course_answers(inspect_model(config))
+
+
+# END SOLUTION
+
+
+def step_dtypes(
+    model: nn.Module, inputs: Tensor, targets: Int[Tensor, " batch"], dtype: torch.dtype
+) -> dict[str, torch.dtype]:
+    """The types of one training step of any model under torch's autocast, on the device of its inputs.
+
+    The loss is the cross-entropy of the result. Submodules return one tensor each. The gradients that `model`
+    had are put back.
+
+    Returns:
+        By name: `parameters.NAME` in the context, `outputs.NAME` of each submodule without submodules,
+        `loss`, and `gradients.NAME` of each parameter that got one.
+    """
+    # BEGIN SOLUTION benchmarking_mixed_precision
+    found: dict[str, torch.dtype] = {}
+
+    def note(name: str) -> Callable:
+        return lambda module, args, output: found.update({f"outputs.{name}": output.dtype})
+
+    leaves = [(name, module) for name, module in model.named_modules() if name and not [*module.children()]]
+    handles = [module.register_forward_hook(note(name)) for name, module in leaves]
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    model.zero_grad()
+    try:
+        with torch.autocast(inputs.device.type, dtype=dtype):
+            found.update({f"parameters.{name}": weight.dtype for name, weight in model.named_parameters()})
+            loss = F.cross_entropy(model(inputs), targets)
+        found["loss"] = loss.dtype
+        loss.backward()
+        for name, weight in model.named_parameters():
+            if weight.grad is not None:
+                found[f"gradients.{name}"] = weight.grad.dtype
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, gradient in before:
+            parameter.grad = gradient
+    return found
+    # END SOLUTION
 
 
 def course_answers(inspection: Inspection) -> dict[str, str]:

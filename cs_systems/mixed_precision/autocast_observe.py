@@ -54,6 +54,7 @@ class Observer(TorchFunctionMode):
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
         """Note the outputs of all modules of `model`, and which of them an operation belongs to."""
+        # BEGIN SOLUTION benchmarking_mixed_precision
         handles: list[RemovableHandle] = []
         for name, module in model.named_modules():
             handles.append(module.register_forward_pre_hook(self._enter(name)))
@@ -63,12 +64,14 @@ class Observer(TorchFunctionMode):
         finally:
             for handle in handles:
                 handle.remove()
+        # END SOLUTION
 
     def rule_of(self, tensor: Tensor) -> str:
         """What decided the type of a tensor that was seen as an output: `linear: lower precision`."""
         origin = self._origin.get(id(tensor))
         return f"{origin.op}: {origin.rule}" if origin else "an input"
 
+    # BEGIN SOLUTION benchmarking_mixed_precision
     def _enter(self, name: str) -> Callable:
         return lambda module, inputs: self._running.append(name)
 
@@ -78,6 +81,8 @@ class Observer(TorchFunctionMode):
             self.outputs[name] = output
 
         return hook
+
+    # END SOLUTION
 
     def __torch_function__(
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None

@@ -48,10 +48,12 @@ class Step:
 
 def add_up(numbers: Float[Tensor, "*batch terms"]) -> Float[Tensor, "*batch 1"]:
     """The sum over the last dimension, one by one in the type of the terms."""
+    # BEGIN SOLUTION mixed_precision_accumulation
     total = torch.zeros_like(numbers[..., :1])
     for term in numbers.split(1, dim=-1):
         total = total + term
     return total
+    # END SOLUTION
 
 
 LAYER_NORM: tuple[Operation, ...] = (

@@ -78,16 +78,20 @@ def sample_windows(
     data: UInt8[Tensor, " bytes"], num_windows: int, length: int, generator: torch.Generator
 ) -> Int64[Tensor, "num_windows length"]:
     """Windows of consecutive bytes that start anywhere with equal chance, as token ids."""
+    # BEGIN SOLUTION data_loading
     starts = torch.randint(len(data) - length + 1, (num_windows,), generator=generator)
     return data[starts[:, None] + torch.arange(length)].long()
+    # END SOLUTION
 
 
 def spread_windows(
     data: UInt8[Tensor, " bytes"], num_windows: int, length: int
 ) -> Int64[Tensor, "num_windows length"]:
     """Windows at equal distances from the first byte to the last: the same ones in every evaluation."""
+    # BEGIN SOLUTION data_loading
     starts = torch.linspace(0, len(data) - length, num_windows, dtype=torch.float64).long()
     return data[starts[:, None] + torch.arange(length)].long()
+    # END SOLUTION
 
 
 def _paths(source: str) -> list[pathlib.Path]:

@@ -177,6 +177,7 @@ class TrainingRun:
 
     def state(self) -> dict[str, Any]:
         """All that changes while training: tensors, numbers and text only."""
+        # BEGIN SOLUTION save_and_load
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -184,14 +185,17 @@ class TrainingRun:
             "generator": self.generator.get_state(),
             "curves": dataclasses.asdict(self.curves),
         }
+        # END SOLUTION
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue where `state` was taken, to the last bit."""
+        # BEGIN SOLUTION save_and_load
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
         self.curves = Curves(**state["curves"])
+        # END SOLUTION
 
 
 def learning_rate(config: TrainingConfig, num_steps: int) -> float:

@@ -1,12 +1,13 @@
 """Changes applied to an unchanged model from outside: the attention function, activation checkpointing."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cs_systems.model.attention import ATTENTION, TAKES_SLOPES, Rotation, SelfAttention
+from cs_systems.model.attention import ATTENTION, TAKES_SLOPES, SelfAttention
 from cs_systems.model.functional import alibi_bias
 from cs_systems.model.transformer import TransformerLM, run_in_order
 
@@ -49,17 +50,18 @@ def apply_checkpointing(model: TransformerLM, blocks_per_checkpoint: int) -> Non
 
 
 def run_checkpointed(
-    blocks: Iterable[nn.Module],
-    x: Tensor,
-    rotation: Rotation | None,
-    bias: Tensor | None,
-    *,
-    blocks_per_checkpoint: int,
+    blocks: Iterable[Callable[..., Tensor]], x: Tensor, *others: Any, blocks_per_checkpoint: int
 ) -> Tensor:
-    """As `transformer.run_in_order`, with one checkpoint around each group of blocks."""
+    """As `transformer.run_in_order`, with one checkpoint around each group of blocks.
+
+    The last group may be smaller. Blocks that draw random numbers, as dropout does, would draw others when
+    they are computed again.
+    """
+    # BEGIN SOLUTION gradient_checkpointing
     blocks = list(blocks)
     for start in range(0, len(blocks), blocks_per_checkpoint):
         group = blocks[start : start + blocks_per_checkpoint]
-        # Nothing here draws random numbers, so the generator state need not be saved and restored.
-        x = checkpoint(run_in_order, group, x, rotation, bias, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportAssignmentType]
+        # Blocks of this project draw none, so the generator's state need not be saved and restored.
+        x = checkpoint(run_in_order, group, x, *others, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportAssignmentType]
     return x
+    # END SOLUTION

@@ -56,8 +56,10 @@ def naive_attention(
 
     Query heads that share a key head are stacked along the query axis, so keys are never expanded.
     """
+    # BEGIN SOLUTION scaled_dot_product_attention
     scores = attention_scores(q, k, is_causal=is_causal, bias=bias)
     return attention_output(softmax(scores, dim=-1), v)
+    # END SOLUTION
 
 
 def attention_scores(
@@ -68,6 +70,7 @@ def attention_scores(
     bias: Float[Tensor, "#heads queries keys"] | None = None,
 ) -> Float[Tensor, "batch heads queries keys"]:
     """q k^T / sqrt(d_head) + bias, with -inf for hidden keys: the first step of `naive_attention`."""
+    # BEGIN SOLUTION scaled_dot_product_attention
     kv_heads, queries, keys = k.shape[1], q.shape[2], k.shape[2]
     stacked = rearrange(q * q.shape[-1] ** -0.5, "b (g r) q d -> b g (r q) d", g=kv_heads)
     scores = rearrange(stacked @ k.mT, "b g (r q) k -> b (g r) q k", q=queries)
@@ -77,15 +80,18 @@ def attention_scores(
         later = torch.ones(queries, keys, dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(later, float("-inf"))
     return scores
+    # END SOLUTION
 
 
 def attention_output(
     weights: Float[Tensor, "batch heads queries keys"], v: Float[Tensor, "batch kv_heads keys d_head"]
 ) -> Float[Tensor, "batch heads queries d_head"]:
     """The values averaged with the softmax of the scores: the last step of `naive_attention`."""
+    # BEGIN SOLUTION scaled_dot_product_attention
     queries = weights.shape[2]
     weights = rearrange(weights, "b (g r) q k -> b g (r q) k", g=v.shape[1])
     return rearrange(weights.to(v.dtype) @ v, "b g (r q) d -> b (g r) q d", q=queries)
+    # END SOLUTION
 
 
 def sdpa_attention(
@@ -166,6 +172,7 @@ class SelfAttention(nn.Module):
         bias: Float[Tensor, "#heads *seq_seq"] | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """Attend causally; a `bias` carries the causal mask itself (-inf hides a key)."""
+        # BEGIN SOLUTION multihead_self_attention
         q = rearrange(self.q_proj(x), "b s (h d) -> b h s d", h=self.num_heads)
         k = rearrange(self.k_proj(x), "b s (h d) -> b h s d", h=self.num_kv_heads)
         v = rearrange(self.v_proj(x), "b s (h d) -> b h s d", h=self.num_kv_heads)
@@ -173,3 +180,4 @@ class SelfAttention(nn.Module):
             q, k = self.rotate(q, k, *rotation)
         heads = self.attention(q, k, v, is_causal=bias is None, bias=bias)
         return self.output_proj(rearrange(heads, "b h s d -> b s (h d)"))
+        # END SOLUTION

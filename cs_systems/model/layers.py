@@ -25,10 +25,12 @@ class Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Multiply the last axis by the weight."""
+        # BEGIN SOLUTION linear
         if self.bias is None:
             return x @ self.weight.T
         rows = x.reshape(-1, x.shape[-1])  # one fused matrix product and addition instead of two passes
         return torch.addmm(self.bias, rows, self.weight.T).view(*x.shape[:-1], self.bias.shape[0])
+        # END SOLUTION
 
 
 class Embedding(nn.Module):
@@ -41,7 +43,9 @@ class Embedding(nn.Module):
 
     def forward(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
         """Look the ids up."""
+        # BEGIN SOLUTION embedding
         return F.embedding(ids, self.weight)
+        # END SOLUTION
 
 
 def init_normal(weight: Tensor, std: float) -> None:
@@ -64,7 +68,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Normalise the last axis."""
+        # BEGIN SOLUTION rmsnorm
         return self.normalise(x, self.weight, self.eps)
+        # END SOLUTION
 
 
 class LayerNorm(nn.Module):
@@ -78,10 +84,12 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Normalise the last axis."""
+        # BEGIN SOLUTION rmsnorm
         wide = x.float() if x.dtype != torch.float64 else x
         centred = wide - wide.mean(-1, keepdim=True)
         inverse_std = torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.eps)
         return torch.addcmul(self.bias, centred * inverse_std, self.weight).to(x.dtype)
+        # END SOLUTION
 
 
 class FeedForward(nn.Module):
@@ -98,6 +106,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Two or three matrix products around the non-linearity."""
+        # BEGIN SOLUTION swiglu
         match self.activation:
             case "swiglu":
                 if self.gate is None:  # written as one expression, so that w1 x is gone before w3 x comes
@@ -111,6 +120,7 @@ class FeedForward(nn.Module):
             case "relu":
                 hidden = F.relu(self.w1(x))
         return self.w2(hidden)
+        # END SOLUTION
 
 
 def make_norm(config: ModelConfig) -> RMSNorm | LayerNorm:

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -31,23 +32,28 @@ class TransformerBlock(nn.Module):
         bias: Float[Tensor, "#heads *seq_seq"] | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """The residual stream after this block."""
+        # BEGIN SOLUTION transformer_block
         normed = self.ln1(x)
         if self.ln2 is None:
             return x + self.attn(normed, rotation, bias) + self.ffn(normed)
         x = x + self.attn(normed, rotation, bias)
         return x + self.ffn(self.ln2(x))
+        # END SOLUTION
 
 
 RunBlocks = Callable[[Iterable[nn.Module], Tensor, Rotation | None, Tensor | None], Tensor]
 
 
-def run_in_order(
-    blocks: Iterable[nn.Module], x: Tensor, rotation: Rotation | None, bias: Tensor | None
-) -> Tensor:
-    """Run the blocks one after another. `apply.apply_checkpointing` puts another function in its place."""
+def run_in_order(blocks: Iterable[Callable[..., Tensor]], x: Tensor, *others: Any) -> Tensor:
+    """Run the blocks one after another, each as `block(x, *others)`.
+
+    `apply.apply_checkpointing` puts another function in its place.
+    """
+    # BEGIN SOLUTION transformer_lm
     for block in blocks:
-        x = block(x, rotation, bias)
+        x = block(x, *others)
     return x
+    # END SOLUTION
 
 
 class TransformerLM(nn.Module):
@@ -113,7 +119,9 @@ class TransformerLM(nn.Module):
         positions: Int[Tensor, "#batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq vocab"]:
         """Logits for every position: `hidden_states` through the head; arguments and errors are the same."""
+        # BEGIN SOLUTION transformer_lm
         return self.lm_head(self.hidden_states(token_ids, positions))
+        # END SOLUTION
 
     def hidden_states(
         self,
@@ -135,6 +143,7 @@ class TransformerLM(nn.Module):
                 f"a sequence of {seq} tokens is over context_length {self.config.context_length}; "
                 f"shorten it or build the model with a larger context_length"
             )
+        # BEGIN SOLUTION transformer_lm
         x = self.token_embeddings(token_ids)
         rotation = bias = None
         if self.config.position == "learned":
@@ -149,8 +158,12 @@ class TransformerLM(nn.Module):
             x = self.embedding_norm(x)
         x = self.run_blocks(self.layers, x, rotation, bias)
         return self.ln_final(x)
+        # END SOLUTION
 
+    # BEGIN SOLUTION transformer_lm
     def _rotation(self, seq: int, positions: Tensor | None) -> Rotation:
         if positions is None:
             return self.rope_cos[:seq], self.rope_sin[:seq]
         return self.rope_cos[positions].unsqueeze(1), self.rope_sin[positions].unsqueeze(1)  # over heads
+
+    # END SOLUTION

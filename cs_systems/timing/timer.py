@@ -73,6 +73,7 @@ def measure_passes(
     An exception of a pass is the caller's to handle; Ctrl-C is not one: it returns what was measured.
     """
     assert passes, "nothing to time"
+    # BEGIN SOLUTION benchmarking_script
     # One row a step, so that an interruption can never leave passes with different numbers of samples.
     warmup_rows: list[list[float]] = []
     rows: list[list[float]] = []
@@ -96,8 +97,10 @@ def measure_passes(
     except KeyboardInterrupt:  # the step in progress is lost, the ones before it are not
         interrupted = True
     return Measurement(_by_pass(passes, rows), _by_pass(passes, warmup_rows), interrupted, notes)
+    # END SOLUTION
 
 
+# BEGIN SOLUTION benchmarking_script
 def _time_step(
     passes: Mapping[str, Callable[[], object]],
     synchronize: Callable[[], None],
@@ -119,3 +122,6 @@ def _time_step(
 
 def _by_pass(passes: Mapping[str, object], rows: list[list[float]]) -> dict[str, list[float]]:
     return {name: list(times) for name, times in zip(passes, zip(*rows, strict=True), strict=False)}
+
+
+# END SOLUTION

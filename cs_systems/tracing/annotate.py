@@ -19,7 +19,9 @@ from torch._C._profiler import ActiveProfilerType
 from cs_systems import device as devices
 from cs_systems.tracing.trace import BACKWARD_SUFFIX
 
+# BEGIN SOLUTION nsys_profile
 _is_compiling = torch.compiler.is_compiling  # bound once: looking it up is a tenth of the cost of a range
+# END SOLUTION
 
 
 class annotate:
@@ -35,6 +37,7 @@ class annotate:
         self._tool_range = self._profiler_range = None
 
     def __enter__(self) -> "annotate":
+        # BEGIN SOLUTION nsys_profile
         if _is_compiling():  # first, because torch.compile cannot trace the questions below
             return self
         tool_range = _tool_range(self.name)
@@ -45,8 +48,10 @@ class annotate:
             self._profiler_range = torch.profiler.record_function(self.name)
             self._profiler_range.__enter__()
         return self
+        # END SOLUTION
 
     def __exit__(self, *error: object) -> None:
+        # BEGIN SOLUTION nsys_profile
         # What was entered is left, even if the profiler has been started or stopped in between.
         if self._profiler_range is not None:
             self._profiler_range.__exit__(None, None, None)
@@ -54,6 +59,7 @@ class annotate:
         if self._tool_range is not None:
             self._tool_range.__exit__(None, None, None)
             self._tool_range = None
+        # END SOLUTION
 
     def __call__(self, function: Callable) -> Callable:
         """`function` with a range around each call."""
@@ -76,6 +82,7 @@ def annotate_call(name: str, function: Callable, *inputs: Any) -> Any:
     up in another order than without. Ranges belong to the thread that runs backward, so inputs and outputs
     should be on one device; an exception in backward leaves them open.
     """
+    # BEGIN SOLUTION nsys_profile
     if _is_compiling():
         return function(*inputs)
     if not (torch.is_grad_enabled() and (_profiler_enabled() or _tool_range(name) is not None)):
@@ -90,8 +97,10 @@ def annotate_call(name: str, function: Callable, *inputs: Any) -> Any:
             if _requires_grad(value) and not any(value is mark for mark in marked):  # that one nobody touched
                 backward.open_at(value)
     return output
+    # END SOLUTION
 
 
+# BEGIN SOLUTION nsys_profile
 def _requires_grad(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
@@ -147,6 +156,9 @@ def _open_all(ranges: list[_BackwardRange], gradients: Any) -> None:
         backward.open()
 
 
+# END SOLUTION
+
+
 @functools.cache
 def annotation_backend() -> str:
     """How ranges reach a tool from outside that is attached to this process, for the records of a run.
@@ -182,6 +194,7 @@ def _why_nvtx_is_mute() -> str | None:
     return None
 
 
+# BEGIN SOLUTION nsys_profile
 @functools.cache
 def _tool_range(name: str) -> AbstractContextManager | None:
     """A range of the attached tool, or None. It has no state: many threads may enter it, and many times."""
@@ -207,3 +220,6 @@ class _TorchRange:
 def _profiler_writes_nvtx() -> bool:
     """Whether `emit_nvtx` records, as under nsys --pytorch=autograd-nvtx: it would repeat our range."""
     return _profiler_type() == ActiveProfilerType.NVTX
+
+
+# END SOLUTION

@@ -43,6 +43,22 @@ def remove_annotations(model: TransformerLM) -> None:
             module.attention = module.attention.args[1]
 
 
+def naive_attention_in_ranges(
+    q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = True, bias: Tensor | None = None
+) -> Tensor:
+    """`naive_attention` in three ranges that together are all of it, forward and backward.
+
+    They are `attention scores` (product, scale, bias and mask), `attention softmax` and `attention final
+    matmul`. Shapes are those of `naive_attention`.
+    """
+    # BEGIN SOLUTION nsys_profile
+    compute_scores = functools.partial(attention_scores, is_causal=is_causal, bias=bias)
+    scores = annotate_call("attention scores", compute_scores, q, k)
+    weights = annotate_call("attention softmax", functools.partial(softmax, dim=-1), scores)
+    return annotate_call("attention final matmul", attention_output, weights, v)
+    # END SOLUTION
+
+
 def _named_parts(model: TransformerLM) -> Iterator[tuple[str, nn.Module]]:
     for module in model.modules():
         if isinstance(module, TransformerBlock):
@@ -60,14 +76,5 @@ def _is_annotated(function: Any) -> TypeGuard[functools.partial]:
 
 def _run_in_range(name: str, function: Callable, *inputs: Any, **options: Any) -> Any:
     if function is naive_attention:
-        function = _naive_attention_in_ranges
+        function = naive_attention_in_ranges
     return annotate_call(name, functools.partial(function, **options), *inputs)
-
-
-def _naive_attention_in_ranges(
-    q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = True, bias: Tensor | None = None
-) -> Tensor:
-    compute_scores = functools.partial(attention_scores, is_causal=is_causal, bias=bias)
-    scores = annotate_call("attention scores", compute_scores, q, k)
-    weights = annotate_call("attention softmax", functools.partial(softmax, dim=-1), scores)
-    return annotate_call("attention final matmul", attention_output, weights, v)

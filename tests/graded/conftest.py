@@ -27,7 +27,13 @@ class Adapters:
 @pytest.fixture(scope="session")
 def adapters() -> Adapters:
     """The implementation under test. Imported here, and never while tests are collected."""
-    return Adapters(load_adapters(DEFAULT))
+    __tracebackhide__ = True
+    if known := os.environ.get("CS_SYSTEMS_BROKEN_IMPORT"):  # the grader saw it end the process
+        pytest.fail(known, pytrace=False)
+    try:
+        return Adapters(load_adapters(DEFAULT))
+    except SystemExit as error:  # pytest keeps other errors of a fixture for the next test, and not this one
+        pytest.fail(f"importing the adapters raised SystemExit ({error})", pytrace=False)
 
 
 @pytest.fixture(autouse=True)

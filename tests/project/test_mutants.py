@@ -13,7 +13,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 GRADED = ROOT / "tests/graded"
-GROUPS = ("mutants.model",)
+GROUPS = ("mutants.model", "mutants.training", "mutants.measuring", "mutants.attention", "mutants.kernels")
 
 
 def run_mutants(group, folder):

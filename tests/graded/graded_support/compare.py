@@ -7,12 +7,15 @@ would give.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
+
+from graded_support.numbers import check_number as check_number
+from graded_support.numbers import describe_any as describe_any
+from graded_support.numbers import fail, kind
 
 Mistakes = Mapping[str, Tensor | float | Callable[[], Tensor | float]]
 """What people get wrong, told to them in words ("eps is added after the square root"), and what then comes out."""
@@ -28,11 +31,6 @@ def rounding_bound(
     roundings of functions such as exp, and of what comes before and after.
     """
     return factor * num_operations * torch.finfo(dtype).eps / 2 * magnitude
-
-
-def fail(message: str) -> NoReturn:
-    """Fail the test with a message for the student and no traceback of the grader."""
-    pytest.fail(message, pytrace=False)
 
 
 def check_tensor(
@@ -57,7 +55,7 @@ def check_tensor(
         hint: what to say when it is not.
     """
     if type(actual) not in (Tensor, torch.nn.Parameter):
-        fail(f"{what} returned {_kind(actual)}; expected a torch.Tensor")
+        fail(f"{what} returned {kind(actual)}; expected a torch.Tensor")
     if actual.shape != expected.shape:
         fail(f"{what} has shape {tuple(actual.shape)}; expected {tuple(expected.shape)}")
     if actual.dtype != dtype:
@@ -73,26 +71,6 @@ def check_tensor(
         f"{what} is wrong: {_differences(found, expected, allowed)}."
         f"{_explain(found, expected, allowed, mistakes or {}, hint)}"
     )
-
-
-def check_number(
-    actual: Any,
-    expected: float,
-    *,
-    what: str,
-    allowed: float,
-    mistakes: Mistakes | None = None,
-    hint: str = "",
-) -> None:
-    """The same for a plain number."""
-    if isinstance(actual, bool) or not isinstance(actual, int | float):
-        fail(f"{what} returned {_kind(actual)}; expected a number")
-    if abs(actual - expected) <= allowed or actual == expected:
-        return
-    truth, limit = torch.tensor(expected, dtype=torch.float64), torch.tensor(allowed, dtype=torch.float64)
-    found = torch.tensor(actual, dtype=torch.float64)
-    explained = _explain(found, truth, limit, mistakes or {}, hint)
-    fail(f"{what} gave {actual:.8g}; expected {expected:.8g}, give or take {allowed:.2g}.{explained}")
 
 
 def _agree(found: Tensor, expected: Tensor, allowed: Tensor) -> bool:
@@ -121,19 +99,20 @@ def _explain(found: Tensor, expected: Tensor, allowed: Tensor, mistakes: Mistake
     for words, value in mistakes.items():
         wrong = torch.as_tensor(value() if callable(value) else value, dtype=torch.float64)
         # A mistake that cannot be told from the truth here explains nothing.
-        same_shape = wrong.shape == found.shape
-        if same_shape and _agree(found, wrong, allowed) and not _agree(wrong, expected, allowed):
+        if wrong.shape != found.shape or _agree(wrong, expected, allowed):
+            continue
+        if _agree(found, wrong, torch.clamp(allowed, min=_rounding_of_mistake(wrong, expected, allowed))):
             return f" This is what comes out when {words}."
     return f" {hint}" if hint else ""
 
 
-def describe_any(mistakes: Iterable[str]) -> str:
-    """A hint that lists what is often wrong, for results that no known mistake explains."""
-    return "Often wrong here: " + "; ".join(mistakes) + "."
+def _rounding_of_mistake(wrong: Tensor, expected: Tensor, allowed: Tensor) -> float:
+    """How far off a mistake may be at least: where the truth happens to be exact, it is not.
 
-
-def _kind(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    A mistake that makes much larger numbers also makes larger roundings.
+    """
+    largest, usual = (float(tensor.abs().nan_to_num(posinf=0.0).max()) for tensor in (wrong, expected))
+    return max(float(allowed.mean()), 1e-4 * largest if largest > 10 * usual else 0.0)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,12 +1,18 @@
 """The pytest plugin of the graded tests: markers, what is pending, and the closing table of points.
 
-It is loaded by tests/conftest.py for `pytest tests/`, and by the grader, which also reads the journal: one line of
-JSON when a test starts and one when it ends, so that a crash costs one test.
+It is loaded by tests/conftest.py for `pytest tests/`, and by the grader, which also reads the journal: one
+line of JSON when a test starts and one when it ends, so that a crash costs one test.
 """
 
+import faulthandler
+import importlib.metadata
 import json
 import os
 import pathlib
+import platform
+import signal
+import sys
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -23,7 +29,10 @@ from graded_support.submission import SUBMISSION, use_submission
 
 KIT = pathlib.Path(__file__).parents[1]
 PENDING = "pending: "
-"""How the reason of a skip begins that leaves the points open; a test that skips itself has failed."""
+"""How the reason of a skip begins that leaves points open, and the property of a report that says so.
+
+A test that skips itself has failed.
+"""
 
 if not any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg")):
     # Without a GPU (Linux, or Windows' WSL), kernels run in Triton's interpreter. Triton decides when a
@@ -32,23 +41,34 @@ if not any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg")):
 
 
 class Journal:
-    """Lines of JSON to the file descriptor of the grader, or nowhere."""
+    """Lines of JSON to the grader, or nowhere. An address is a file descriptor, a colon, how lines begin."""
 
-    def __init__(self, descriptor: int | None) -> None:
-        self.descriptor = descriptor
+    def __init__(self, address: str = "") -> None:
+        descriptor, _, self._mark = address.partition(":")
+        self.descriptor = int(descriptor) if descriptor else None
+        # Code that is graded may put something else in their place later.
+        self._dumps, self._write, self._getpid = json.dumps, os.write, os.getpid
+        self._process = os.getpid()
 
     def write(self, **event: Any) -> None:
-        """Add one event."""
-        if self.descriptor is not None:
-            os.write(self.descriptor, (json.dumps(event) + "\n").encode())
+        """Add one event, unless this is a process that the code under test has forked."""
+        if self.descriptor is not None and self._getpid() == self._process:
+            left = (
+                f"\n{self._mark}{self._dumps(event)}\n".encode()
+            )  # a line of its own, whatever else was written there
+            while left:
+                left = left[self._write(self.descriptor, left) :]
 
 
 class GradedTests:
     """Collects the results of tests under the folder of the graded tests."""
 
-    def __init__(self, problems: tuple[CodeProblem, ...], journal: Journal) -> None:
+    def __init__(
+        self, problems: tuple[CodeProblem, ...], journal: Journal, done: frozenset[str] = frozenset()
+    ) -> None:
         self.problems = {problem.id: problem for problem in problems}
         self.journal = journal
+        self.done = done
         self.results: dict[str, TestResult] = {}
 
     @pytest.hookimpl(tryfirst=True)
@@ -62,9 +82,16 @@ class GradedTests:
                 raise pytest.UsageError(f"{item.path.name}: no such problem in {KIT / 'rubric.toml'}")
             item.add_marker(getattr(pytest.mark, f"problem_{problem.id}"))
             if problem.pending and not os.environ.get("CS_SYSTEMS_RUN_PENDING"):
+                _leave_open(item, problem.pending)
                 item.add_marker(pytest.mark.skip(reason=PENDING + problem.pending))
+        items[:] = [item for item in items if item.nodeid not in self.done]
         graded = [item for item in items if item.path.is_relative_to(KIT)]
         self.journal.write(event="collected", tests=[item.nodeid for item in graded])
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A file of tests that cannot be read is the grader's failure, and nobody else's."""
+        if report.failed:
+            self.journal.write(event="uncollected", file=report.nodeid, output=report.longreprtext[-4000:])
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Tell the grader which test is to blame if nothing more is heard."""
@@ -94,6 +121,78 @@ class GradedTests:
                 terminalreporter.line(hidden)
 
 
+class UnderGrader:
+    """What the grader's own runs of pytest do beyond those that a person starts."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        faulthandler.register(signal.SIGUSR2)  # the grader asks where a test is before it ends it
+        journal.write(event="begun", pid=os.getpid(), versions=_versions())
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish(self) -> None:
+        """Say which device there is; only tests that need torch have imported it."""
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            has_gpu = torch.cuda.is_available()
+            self.journal.write(event="device", name=torch.cuda.get_device_name() if has_gpu else "cpu")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Generator[None, Any, Any]:
+        """Tell the grader while the adapters are imported: a crash there would be the same in each test."""
+        __tracebackhide__ = True
+        if fixturedef.argname != "adapters":
+            return (yield)
+        self.journal.write(event="importing")
+        try:
+            return (yield)
+        finally:
+            self.journal.write(event="imported")
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self) -> Generator[None, Any, Any]:
+        """What would end pytest is the failure of one test."""
+        __tracebackhide__ = True
+        return (yield from _stay())
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self) -> Generator[None, Any, Any]:
+        """The same."""
+        __tracebackhide__ = True
+        return (yield from _stay())
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self) -> Generator[None, Any, Any]:
+        """The same."""
+        __tracebackhide__ = True
+        return (yield from _stay())
+
+
+_STOPS = (KeyboardInterrupt, SystemExit, pytest.exit.Exception)
+_Failed = pytest.fail.Exception
+
+
+def _stay() -> Generator[None, Any, Any]:
+    """Let a hook run; what it raises to end the whole run becomes the failure of the test."""
+    __tracebackhide__ = True
+    try:
+        return (yield)
+    except _STOPS as error:
+        name = "pytest.exit" if isinstance(error, pytest.exit.Exception) else type(error).__name__
+        raise _Failed(f"the code raised {name} ({error}) instead of returning") from error
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what decides about results; an absent package has none."""
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "triton", "numpy", "pytest"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
 def _is_graded(report: pytest.TestReport) -> bool:
     return any(name.startswith("problem_") for name in report.keywords)
 
@@ -103,8 +202,9 @@ def _result(report: pytest.TestReport) -> TestResult | None:
     if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         reason = reason.removeprefix("Skipped: ")
-        if report.when == "setup" and reason.startswith(PENDING):
-            return TestResult(report.nodeid, "pending", reason.removeprefix(PENDING))
+        left_open = dict(report.user_properties).get(PENDING)
+        if report.when == "setup" and left_open:
+            return TestResult(report.nodeid, "pending", str(left_open))
         return TestResult(report.nodeid, "failed", f"the test was skipped by what it tests ({reason})")
     if report.failed:
         text = report.longreprtext
@@ -120,8 +220,10 @@ def first_line(report: pytest.TestReport) -> str:
     """The reason of a failure in one line: the message of the exception, with its type where that helps."""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash is not None else report.longreprtext
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "no message")
-    return line.removeprefix("Failed: ")
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no message"]
+    if lines[0].startswith('File "'):  # a SyntaxError says what is wrong after the line that is
+        return f"{lines[-1]} ({lines[0]})"
+    return lines[0].removeprefix("Failed: ")
 
 
 def _count_hidden() -> str:
@@ -138,15 +240,24 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"problem_{problem.id}: {problem.title} ({problem.points} points)")
     if submission := os.environ.get(SUBMISSION):
         use_submission(submission)
-    descriptor = os.environ.pop("CS_SYSTEMS_JOURNAL", None)
-    journal = Journal(int(descriptor) if descriptor else None)
-    config.pluginmanager.register(GradedTests(problems, journal), "graded_tests")
+    journal = Journal(os.environ.pop("CS_SYSTEMS_JOURNAL", ""))
+    done = json.loads(os.environ.pop("CS_SYSTEMS_DONE", "[]"))
+    config.pluginmanager.register(GradedTests(problems, journal, frozenset(done)), "graded_tests")
+    if journal.descriptor is not None:
+        config.pluginmanager.register(UnderGrader(journal), "under_grader")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leave points open for what cannot run on this machine."""
     if item.path.is_relative_to(KIT) and item.get_closest_marker("gpu"):
         import torch
 
         if not torch.cuda.is_available():
+            _leave_open(item, "needs an NVIDIA GPU")
             pytest.skip(PENDING + "needs an NVIDIA GPU")
+
+
+def _leave_open(item: pytest.Item, why: str) -> None:
+    """Let the points of a test be neither earned nor lost; its report says so, also to another process."""
+    item.user_properties.append((PENDING, why))

@@ -1,5 +1,6 @@
 """Points: the problems of rubric.toml, and what the results of their tests come to."""
 
+import math
 import pathlib
 import tomllib
 from collections.abc import Iterable
@@ -77,7 +78,8 @@ def read_rubric(path: pathlib.Path) -> tuple[CodeProblem, ...]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a rubric ({error}); compare it with the one you were given") from None
     for problem in problems:
-        if isinstance(problem.points, bool) or not problem.points >= 0:
+        number = isinstance(problem.points, int | float) and not isinstance(problem.points, bool)
+        if not number or not 0 <= problem.points < math.inf:
             raise ValueError(f"{path}: {problem.id} has points = {problem.points!r}; give a number from 0 on")
     if len({problem.id for problem in problems}) < len(problems):
         raise ValueError(f"{path}: a problem stands there twice")
@@ -98,13 +100,13 @@ def score_problems(problems: Iterable[CodeProblem], results: Iterable[TestResult
     for problem in problems:
         tests = by_problem.get(problem.id, [])
         if tests:
-            earned, pending = (
-                problem.points * sum(test.status == status for test in tests) / len(tests)
-                for status in ("passed", "pending")
+            # Each by its own count: a difference would leave a trace of rounding where nothing was lost.
+            earned, pending, lost = (
+                problem.points * sum(test.status in statuses for test in tests) / len(tests)
+                for statuses in (("passed",), ("pending",), ("failed", "not reached"))
             )
             all_reasons = [test.message for test in tests if test.status != "passed"]
             reasons = sorted(dict.fromkeys(all_reasons), key=lambda reason: -all_reasons.count(reason))
-            lost = problem.points - earned - pending
             scores.append(Score(problem, earned, pending, lost, tuple(reasons)))
     return scores
 

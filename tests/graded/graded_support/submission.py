@@ -1,8 +1,8 @@
 """Find the implementation that is tested: the adapters, and the package that they stand on.
 
 CS_SYSTEMS_ADAPTERS names the adapters, as a module (my_package.adapters) or as a file. Without it they are
-tests/adapters.py, beside the folder of the graded tests. CS_SYSTEMS_SUBMISSION is set when a folder is graded from
-outside: packages then come from there.
+tests/adapters.py, beside the folder of the graded tests. CS_SYSTEMS_SUBMISSION is set when a folder is graded
+from outside: packages then come from there.
 """
 
 import importlib
@@ -48,6 +48,7 @@ def use_submission(folder: str) -> None:
 
 def load_adapters(default: pathlib.Path) -> ModuleType:
     """Import the adapters; whatever goes wrong there is the importing test's failure."""
+    __tracebackhide__ = True
     name = os.environ.get(ADAPTERS) or str(default)
     if not name.endswith(".py"):
         return importlib.import_module(name)

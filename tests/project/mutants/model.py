@@ -1,12 +1,223 @@
-"""Wrong implementations of the model's parts."""
+"""Wrong implementations of the model's parts, each with one mistake."""
 
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+
+from mutants.model_code import (
+    attention,
+    attention_hidden_afterwards,
+    attention_in_place,
+    attention_inverted,
+    attention_of_three_axes,
+    attention_scaled_by_values,
+    attention_without_mask,
+    block,
+    heads,
+    heads_causal_by_position,
+    heads_with_rope,
+    heads_with_rope_by_rank,
+    heads_with_rope_on_all,
+    linear_of_matrices,
+    linear_with_bias,
+    loss_as_a_new_tensor,
+    loss_by_two_steps,
+    loss_in_place,
+    model,
+    model_of_full_length,
+    model_with_fixed_theta,
+    model_with_softmax,
+    rmsnorm,
+    rmsnorm_detached,
+    rmsnorm_in_its_dtype,
+    rmsnorm_in_place,
+    rmsnorm_to_fp32,
+    rope,
+    rope_by_rank,
+    rope_in_fp32,
+    rope_in_place,
+    rope_of_three_axes,
+    rope_with_fixed_theta,
+    silu_by_two_exponentials,
+    softmax_in_place,
+    softmax_with_detached_sum,
+    softmax_with_one_maximum,
+    softmax_without_graph,
+    softmax_without_maximum,
+    swiglu,
+    swiglu_of_matrices,
+)
 from mutants.mutant import Mutant
 
 
-def transposed_linear(d_in, d_out, weights, in_features):
-    return in_features @ weights
+def wrong(function, **settings):
+    """A function of the above with these settings."""
+    return functools.partial(function, **settings)
 
 
+def mutants(problem, adapter, *wrongs):
+    """(name, function, what must be said) of one adapter."""
+    return [Mutant(problem, name, {adapter: function}, says) for name, function, says in wrongs]
+
+
+ROPE = "run_multihead_self_attention_with_rope"
 MUTANTS = [
-    Mutant("linear", "transposed", {"run_linear": transposed_linear}, "used as \\(in, out\\)"),
+    *mutants(
+        "linear",
+        "run_linear",
+        ("transposed", lambda d_in, d_out, weights, x: x @ weights, "used as \\(in, out\\)"),
+        ("with-bias", linear_with_bias, "what is left is a bias"),
+        ("two-axes-only", linear_of_matrices, "has shape \\(1, 6\\); expected \\(6,\\)"),
+    ),
+    *mutants(
+        "embedding",
+        "run_embedding",
+        ("columns", lambda vocab, d_model, weights, ids: weights.T[ids], "columns are looked up"),
+        ("scaled", lambda vocab, d_model, weights, ids: weights[ids] * d_model**0.5, "by sqrt\\(d_model\\)"),
+        ("from-one", lambda vocab, d_model, weights, ids: weights[ids - 1], "counted from 1"),
+        (
+            "flat",
+            lambda vocab, d_model, weights, ids: weights[ids.flatten()],
+            "has shape \\(6, 4\\); expected",
+        ),
+    ),
+    *mutants(
+        "rmsnorm",
+        "run_rmsnorm",
+        ("layer-norm", wrong(rmsnorm, centred=True), "that is layer norm"),
+        ("all-axes", wrong(rmsnorm, dim=None), "mean is taken over all axes"),
+        ("eps-outside", wrong(rmsnorm, outside=True), "eps is added after the square root"),
+        ("eps-of-its-own", wrong(rmsnorm, constant_eps=1e-5), "eps is 1e-5, whatever"),
+        ("low-precision", rmsnorm_in_its_dtype, "computed in the low precision"),
+        ("stays-fp32", rmsnorm_to_fp32, "has type float32; expected float16"),
+        ("root-detached", rmsnorm_detached, "must not be detached"),
+        ("normed-in-place", rmsnorm_in_place, "changed its argument in_features in place"),
+    ),
+    *mutants(
+        "swiglu",
+        "run_silu",
+        ("sigmoid", torch.sigmoid, "factor x is missing"),
+        ("gelu", F.gelu, "it is gelu"),
+        ("two-exponentials", silu_by_two_exponentials, "inf / inf is nan"),
+    ),
+    *mutants(
+        "swiglu",
+        "run_swiglu",
+        ("w1-is-w3", wrong(swiglu, gate=lambda a, b: a * F.silu(b)), "w1 and w3 are exchanged"),
+        ("gate-of-sigmoid", wrong(swiglu, gate=lambda a, b: a.sigmoid() * b), "sigmoid stands in the place"),
+        ("no-gate", wrong(swiglu, gate=lambda a, b: F.silu(a)), "gate w3 x is missing"),
+        ("silu-of-product", wrong(swiglu, gate=lambda a, b: F.silu(a * b)), "silu is taken of the product"),
+        ("swiglu-of-two-axes", swiglu_of_matrices, "has shape \\(1, 10\\); expected \\(10,\\)"),
+    ),
+    *mutants(
+        "rope",
+        "run_rope",
+        ("halves", wrong(rope, halves=True), "together with channel i \\+ d_k/2"),
+        ("sign", wrong(rope, sign=-1), "the angle has the wrong sign"),
+        ("exponent", wrong(rope, twice=1), "exponent of theta is i / d_k"),
+        ("by-rank", rope_by_rank, "positions are ignored"),
+        ("fixed-theta", rope_with_fixed_theta, "theta is 10000, whatever"),
+        ("three-axes", rope_of_three_axes, "has shape \\(6, 4, 8\\); expected \\(2, 3, 4, 8\\)"),
+        ("overwritten-too-early", wrong(rope, shear=True), "overwritten before the second is computed"),
+        ("angles-in-bf16", wrong(rope, tables=torch.bfloat16), "Angles are kept in fp32"),
+        ("comes-out-in-fp32", rope_in_fp32, "has type float32; expected bfloat16"),
+        ("turned-in-place", rope_in_place, "changed its argument in_query_or_key in place"),
+    ),
+    *mutants(
+        "softmax",
+        "run_softmax",
+        ("last-axis-always", lambda x, dim: x.softmax(-1), "it is taken along axis 2"),
+        (
+            "all-together",
+            lambda x, dim: x.flatten().softmax(0).view(x.shape),
+            "all numbers together add up to 1",
+        ),
+        ("no-maximum", softmax_without_maximum, "subtract the maximum along the axis"),
+        ("one-maximum", softmax_with_one_maximum, "maximum of each row, not of the whole"),
+        ("softmax-without-graph", softmax_without_graph, "has no gradient"),
+        ("sum-detached", softmax_with_detached_sum, "only the maximum may be detached"),
+        ("softmax-in-place", softmax_in_place, "changed its argument in_features in place"),
+    ),
+    *mutants(
+        "cross_entropy",
+        "run_cross_entropy",
+        ("summed", wrong(F.cross_entropy, reduction="sum"), "added up and not averaged"),
+        ("not-reduced", wrong(F.cross_entropy, reduction="none"), "has shape \\(6,\\); expected \\(\\)"),
+        ("base-2", lambda x, targets: F.cross_entropy(x, targets) / math.log(2), "logarithm has base 2"),
+        (
+            "softmax-twice",
+            lambda x, targets: F.cross_entropy(x.softmax(-1), targets),
+            "softmax is taken twice",
+        ),
+        ("log-of-softmax", loss_by_two_steps, "cancel logarithm and exponential on paper"),
+        ("item", loss_as_a_new_tensor, "has no gradient"),
+        ("loss-in-place", loss_in_place, "changed its argument inputs in place"),
+    ),
+    *mutants(
+        "scaled_dot_product_attention",
+        "run_scaled_dot_product_attention",
+        ("no-scale", wrong(attention, power=0), "the scale 1 / sqrt\\(d_k\\) is missing"),
+        ("scale-1/d", wrong(attention, power=-1), "scaled by 1 / d_k"),
+        ("scale-of-values", attention_scaled_by_values, "scaled by 1 / sqrt\\(d_v\\)"),
+        ("over-queries", wrong(attention, dim=-2), "softmax is taken over the queries"),
+        ("inverted", attention_inverted, "the mask is inverted"),
+        ("unmasked", attention_without_mask, "the mask is ignored"),
+        ("hidden-afterwards", attention_hidden_afterwards, "no longer add up to 1"),
+        ("hidden-by-0", wrong(attention, hide=0.0), "hidden scores are set to 0"),
+        ("hidden-by-10", wrong(attention, hide=-10.0), "the weight 0 exactly"),
+        ("flat-batch", attention_of_three_axes, "has shape \\(6, 5, 8\\); expected \\(2, 3, 5, 8\\)"),
+        (
+            "careless-softmax",
+            wrong(attention, softmax=softmax_without_maximum),
+            "exp of a large score is infinite",
+        ),
+        ("attention-in-place", attention_in_place, "changed its argument Q in place"),
+    ),
+    *mutants(
+        "multihead_self_attention",
+        "run_multihead_self_attention",
+        ("not-causal", wrong(heads, is_causal=False), "no key is hidden"),
+        ("sees-one-more", wrong(heads, shift=1), "shifted by one: a token sees the next one"),
+        ("sees-one-less", wrong(heads, shift=-1), "shifted by one: a token does not see itself"),
+        ("interleaved", wrong(heads, split="interleaved"), "heads are split along the wrong axis"),
+        ("viewed", wrong(heads, split="viewed"), "in one step"),
+        ("joined-by-head", wrong(heads, join="as it is"), "heads are joined without"),
+        ("scale-of-all", lambda d, n, *rest: heads(d, n, *rest, width=d), "scaled by 1 / sqrt\\(d_model\\)"),
+    ),
+    *mutants(
+        "multihead_self_attention",
+        ROPE,
+        ("values-too", wrong(heads_with_rope, values=True), "values are rotated too"),
+        ("rope-of-all", heads_with_rope_on_all, "the row of all heads is rotated"),
+        ("no-rope", lambda d, n, length, theta, *rest: heads(d, n, *rest[:5]), "nothing is rotated"),
+        ("heads-by-rank", heads_with_rope_by_rank, "positions are ignored"),
+        ("halves-of-a-head", wrong(heads_with_rope, halves=True), "together with channel i \\+ d_head/2"),
+        ("causal-by-position", heads_causal_by_position, "keys are hidden by their positions"),
+    ),
+    *mutants(
+        "transformer_block",
+        "run_transformer_block",
+        ("post-norm", wrong(block, form="post-norm"), "norms stand behind the sums"),
+        ("ln1-twice", wrong(block, form="ln1 twice"), "the second norm is ln1 again"),
+        ("one-residual", wrong(block, form="one residual"), "residual around attention is missing"),
+        ("parallel", wrong(block, form="parallel"), "parallel branches"),
+        ("normed-stream", wrong(block, form="normed stream"), "what is normed is passed on"),
+        ("block-without-rope", wrong(block, no_rope=True), "rope is missing"),
+        ("eps-1e-6", wrong(block, eps=1e-6), "eps of the norms is 1e-6"),
+        ("mask-of-full-length", wrong(block, full_mask=True), "[Tt]he size of tensor"),
+        ("block-in-place", wrong(block, form="in place"), "changed its argument in_features in place"),
+    ),
+    *mutants(
+        "transformer_lm",
+        "run_transformer_lm",
+        ("no-final-norm", wrong(model, part="final norm"), "the final norm is missing"),
+        ("one-layer-for-all", wrong(model, part="same layer"), "all layers have the weights of the first"),
+        ("tied", wrong(model, part="tied"), "the embedding is the head as well"),
+        ("probabilities", model_with_softmax, "softmax is taken"),
+        ("padded", model_of_full_length, "has shape \\(2, 12, 11\\); expected \\(2, 1, 11\\)"),
+        ("lm-fixed-theta", model_with_fixed_theta, "theta is 10000, whatever"),
+        ("sees-the-future", wrong(model, future=True), "hide key j from query i"),
+    ),
 ]

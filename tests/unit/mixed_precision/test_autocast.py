@@ -19,6 +19,7 @@ from cs_systems.mixed_precision.autocast import (
     differences,
     inspect_model,
     run_route,
+    step_dtypes,
     toy_dtypes,
 )
 from cs_systems.mixed_precision.autocast_derive import FakeGpu, pretend_autocast
@@ -51,6 +52,47 @@ def test_the_answers_of_the_course(loss, cuda, cpu):
 def test_bf16_has_the_same_answers():
     expected = {key: dtype.replace("fp16", "bf16") for key, dtype in (COURSE | {"loss": "fp32"}).items()}
     assert toy_dtypes("bf16") == expected
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_types_of_a_step_are_those_of_the_inspection_on_the_same_processor(dtype):
+    inspection = run_route(AutocastConfig(model="toy", dtype=dtype, policy="cpu"), "device")
+    model = ToyModel(8, 3)
+    found = step_dtypes(model, torch.randn(4, 8), torch.tensor([0, 1, 2, 0]), DTYPES[dtype])
+    parameters = [name for name, _ in model.named_parameters()]
+    expected = {"loss": inspection.dtype_of("loss", "loss")}
+    expected |= {f"parameters.{name}": inspection.dtype_of("parameter", name) for name in parameters}
+    expected |= {f"gradients.{name}": inspection.dtype_of("gradient", name) for name in parameters}
+    expected |= {f"outputs.{name}": inspection.dtype_of("output", name) for name, _ in model.named_children()}
+    assert found == {name: DTYPES[short] for name, short in expected.items()}
+
+
+def test_types_of_a_step_name_nested_leaves_and_follow_the_parameters():
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(4, 4, bias=False), nn.Sequential()), nn.Linear(4, 2, bias=False)
+    )
+    model[1].bfloat16()
+    found = step_dtypes(model, torch.randn(3, 4), torch.tensor([0, 1, 0]), torch.bfloat16)
+    fp32, bf16 = torch.float32, torch.bfloat16
+    assert found == {
+        "parameters.0.0.weight": fp32, "parameters.1.weight": bf16, "outputs.0.0": bf16, "outputs.0.1": bf16,
+        "outputs.1": bf16, "loss": fp32, "gradients.0.0.weight": fp32, "gradients.1.weight": bf16,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", [2, 1])
+def test_types_of_a_step_leave_the_model_as_it_was(classes):
+    model = nn.Sequential(nn.Linear(4, 2))
+    model[0].weight.grad = before = torch.ones(2, 4)
+    targets = torch.tensor([0, 2 - classes])  # a class that is not there raises
+    try:
+        step_dtypes(model, torch.randn(2, 4), 2 * targets, torch.bfloat16)
+    except IndexError:
+        assert classes == 1
+    assert model[0].weight.grad is before
+    assert torch.equal(before, torch.ones(2, 4))
+    assert model[0].bias.grad is None
+    assert not model[0]._forward_hooks
 
 
 @no_gpu

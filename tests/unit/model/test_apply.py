@@ -1,14 +1,16 @@
 """Attention functions and checkpointing change what a model costs, not what it computes."""
 
+import functools
+
 import pytest
 import torch
 
 from cs_systems.kernels.launch import missing_for_triton
-from cs_systems.model.apply import apply_attention, apply_checkpointing
+from cs_systems.model.apply import apply_attention, apply_checkpointing, run_checkpointed
 from cs_systems.model.attention import ATTENTION, SelfAttention, naive_attention
 from cs_systems.model.config import ModelConfig
 from cs_systems.model.functional import cross_entropy
-from cs_systems.model.transformer import TransformerBlock, TransformerLM
+from cs_systems.model.transformer import TransformerBlock, TransformerLM, run_in_order
 
 POSITIONS = ["rope", "learned", "alibi"]
 NEEDS_TRITON = pytest.mark.skipif(bool(missing_for_triton("cpu")), reason=str(missing_for_triton("cpu")))
@@ -164,6 +166,26 @@ def test_checkpointing_under_autocast_recomputes_in_the_same_precision():
         with torch.autocast("cpu", torch.bfloat16):
             results.append(run(model))
     assert_same(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("blocks_per_checkpoint", [1, 2, 3, 7])
+@pytest.mark.parametrize("others", [(), (torch.tensor(2.0),), (torch.tensor(2.0), None)])
+def test_any_callables_are_blocks_and_get_whatever_else_is_given(others, blocks_per_checkpoint):
+    factors = [torch.tensor(factor, requires_grad=True) for factor in (3.0, 5.0, 7.0)]
+
+    def make_block(factor):
+        return lambda x, *rest: factor * x * (rest[0] if rest else 1)
+
+    results = []
+    for run_blocks in (
+        run_in_order,
+        functools.partial(run_checkpointed, blocks_per_checkpoint=blocks_per_checkpoint),
+    ):
+        x = torch.tensor(1.0, requires_grad=True)
+        result = run_blocks([make_block(factor) for factor in factors], x, *others)
+        results.append((result.item(), *torch.autograd.grad(result, [x, *factors])))
+    scale = 8 if others else 1
+    assert results[0] == results[1] == (105 * scale, 105 * scale, 35 * scale, 21 * scale, 15 * scale)
 
 
 def test_a_negative_group_size_is_refused():

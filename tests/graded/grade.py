@@ -1,0 +1,245 @@
+"""Grade a submission: run the tests beside this file on it, and print its points.
+
+The submission is a folder, or a zip file of one, with tests/adapters.py in it. It is copied and never written
+to; its own tests, conftest.py and pytest.ini count for nothing. A test that hangs, crashes or takes too much
+memory costs its own points, and the rest goes on. Results are written after every test, so an interruption
+loses nothing.
+
+What protects whom from what stands at the top of graded_support/supervise.py: in short, this is proof against
+accidents, and a container is needed against malice.
+
+Exit codes: 0 graded, whatever the score; 1 the grader itself failed; 2 bad usage or nothing that can be
+graded; 130 interrupted.
+"""
+
+import argparse
+import difflib
+import math
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from types import FrameType
+from typing import NoReturn
+
+from graded_support.formats import FORMATS, render_table
+from graded_support.processes import machine_memory_bytes
+from graded_support.record import Record
+from graded_support.rubric import problem_of, read_rubric
+from graded_support.supervise import Limits, supervise
+from graded_support.workspace import KIT, Workspace, remove, tree_hash
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line with a suggestion, and whose flags cannot be shortened."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line that says what is wrong, and leave with exit code 2."""
+        line = " ".join(message.split())
+        self.exit(EXIT_USAGE, f"{self.prog}: {line}{'' if line.endswith('?') else '.'} See --help.\n")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse, answering an unknown flag with the nearest known one."""
+        known, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            word = unknown[0].split("=")[0]
+            self.error(f"unknown argument {word}{_did_you_mean(word, flags)}")
+        return known
+
+
+def make_parser(problems: Sequence[str]) -> Parser:
+    """The flags of the command."""
+    parser = Parser(
+        prog="grade.py",
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    memory_gib = min(8.0, machine_memory_bytes() / 2**31)
+    limits = Limits()
+    parser.add_argument("--submission", type=pathlib.Path, default=pathlib.Path("."), metavar="DIR|ZIP",
+        help="what is graded (default: the current folder)")  # fmt: skip
+    parser.add_argument("--adapters", default="", metavar="FILE",
+        help="its adapters, a path within it (default: tests/adapters.py, then adapters.py)")  # fmt: skip
+    parser.add_argument("--problem", type=_problems(problems), default=tuple(problems), metavar="ID,ID",
+        help="grade these problems only (default: all that have tests)")  # fmt: skip
+    parser.add_argument("--format", type=_one_of(list(FORMATS)), default="table", metavar="|".join(FORMATS),
+        help="what is written (default: table)")  # fmt: skip
+    parser.add_argument("--output", type=pathlib.Path, metavar="FILE",
+        help="write it here, anew after every test, and print the table (default: print it)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="N",
+        help="what hidden tests draw their shapes and numbers from (default: 0)")  # fmt: skip
+    parser.add_argument("--show-hidden", action="store_true",
+        help="say of hidden tests what they are and why they failed; for instructors")  # fmt: skip
+    parser.add_argument("--timeout-scale", type=_positive, default=limits.timeout_scale, metavar="X",
+        help="factor on the time limit of each test, for slow machines (default: 1)")  # fmt: skip
+    parser.add_argument("--max-minutes", type=_positive, default=limits.max_minutes, metavar="X",
+        help=f"time for everything (default: {limits.max_minutes:g})")  # fmt: skip
+    parser.add_argument("--max-memory-gib", type=_positive, default=memory_gib, metavar="X",
+        help=f"memory of all processes of a test together (default: {memory_gib:.3g}, "
+        "half of this machine's and at most 8)")  # fmt: skip
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    try:
+        problems = read_rubric(KIT / "rubric.toml")
+    except (OSError, ValueError) as error:
+        print(f"grade.py: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    files = sorted(path.relative_to(KIT).as_posix() for path in KIT.rglob("test_*.py"))
+    have_tests = {problem_of(name) for name in files}
+    parser = make_parser([problem.id for problem in problems if problem.id in have_tests])
+    args = parser.parse(sys.argv[1:] if argv is None else argv)
+    if not args.submission.exists():
+        parser.error(f"{args.submission} does not exist; give --submission the folder that is graded")
+    if args.output is not None and (args.output.is_dir() or not args.output.absolute().parent.is_dir()):
+        parser.error(f"--output {args.output} cannot be written: name a file in a folder that exists")
+    chosen = tuple(problem for problem in problems if problem.id in args.problem)
+    record = Record(
+        chosen,
+        absent_note=_read_hidden_note(),
+        about={"submission": args.submission.absolute().name, "seed": args.seed},
+    )
+    record.about |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "kit_sha256": tree_hash(KIT)}
+    for number in ENDING_SIGNALS:
+        signal.signal(number, _interrupt)
+    return _grade(args, record, [name for name in files if problem_of(name) in args.problem])
+
+
+def _grade(args: argparse.Namespace, record: Record, files: list[str]) -> int:
+    """Grade into the record, write it whatever happens, and leave nothing else behind."""
+    started = time.monotonic()
+
+    def write(record: Record) -> None:
+        record.about["duration_s"] = round(time.monotonic() - started, 1)
+        if args.output is not None:
+            _write(args.output, FORMATS[args.format](record, show_hidden=args.show_hidden))
+        _show_progress(record)
+
+    record.changed = write
+    record.expect_files(files)
+    code, problem = EXIT_OK, ""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="grade-")).resolve()
+    workspace = Workspace(folder)
+    limits = Limits(args.timeout_scale, args.max_minutes, args.max_memory_gib)
+    try:
+        try:
+            workspace.take(args.submission)
+            adapters = workspace.find_adapters(args.adapters)
+        except ValueError as error:
+            code, problem = EXIT_USAGE, str(error)
+            record.fail_all(problem)
+        else:
+            record.about["submission_sha256"] = tree_hash(workspace.original)
+            if not supervise(record, workspace, adapters, args.seed, limits):
+                code = EXIT_FAILED
+                problem = "the grader itself failed; what is not reached is no fault of the submission"
+    except KeyboardInterrupt:
+        code, problem = EXIT_INTERRUPTED, "interrupted; the results are those until then"
+        record.remarks.append(problem)
+    except OSError as error:
+        code, problem = EXIT_FAILED, f"grading failed: {error}"
+        record.remarks.append(problem)
+    finally:
+        for number in ENDING_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        remove(folder)
+    write(record)
+    _print_end(args, record)
+    if problem:
+        print(f"grade.py: {problem}.", file=sys.stderr)
+    return code
+
+
+def _print_end(args: argparse.Namespace, record: Record) -> None:
+    """The document where no file takes it, and the table of points."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    width = shutil.get_terminal_size((110, 24)).columns
+    if args.output is None and args.format != "table":
+        sys.stdout.write(FORMATS[args.format](record, show_hidden=args.show_hidden))
+    elif record.tests_known:
+        sys.stdout.write(render_table(record, show_hidden=args.show_hidden, width=max(80, width)))
+    if args.output is not None:
+        print(f"Written to {args.output}")
+
+
+def _show_progress(record: Record) -> None:
+    """One line that is written over, for somebody who waits at a terminal."""
+    if sys.stderr.isatty() and record.tests_known:
+        done = record.done()
+        last = done[-1] if done else ""
+        print(
+            f"\r\x1b[K{len(done)} of {len(record.results)} tests {last}"[:100],
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    """Replace a file in one step: a reader never sees half of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """End as by Ctrl-C, whoever asks; a second time would leave processes and folders behind."""
+    for each in ENDING_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _read_hidden_note() -> str:
+    """What the handout says of the tests that are not in it."""
+    note = KIT / "hidden.txt"
+    return note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+
+
+def _problems(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        parse_one = _one_of(known)
+        return tuple(parse_one(word.strip()) for word in text.split(","))
+
+    return parse
+
+
+def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text in choices:
+            return text
+        hint = _did_you_mean(text, choices) or f"; one of {', '.join(choices)}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not known here{hint}")
+
+    return parse
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word.replace("_", "-") if word.startswith("-") else word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
