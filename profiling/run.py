@@ -33,6 +33,7 @@ from cs_systems.cli import (
     command_line,
     cross_product,
     field_names,
+    leave_with,
     list_of,
     only_fields,
 )
@@ -319,4 +320,4 @@ def write_page(path: pathlib.Path, trace: Trace, facts: RunFacts | None, args: a
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

@@ -682,7 +682,9 @@ def get_sharded_optimizer(
 def get_fsdp(module: nn.Module, compute_dtype: torch.dtype | None = None) -> nn.Module:
     """Wrap `module` so that each rank keeps a part of every Linear and Embedding weight (along axis 0).
 
-    Rows that do not divide evenly are filled up with zeros, so that all parts are equal.
+    Linear and Embedding are known by the names of their classes, so those of torch.nn count too. Rank 0 has
+    the first rows; where they do not divide evenly, the last part may be filled up. All ranks begin with the
+    weights of rank 0.
 
     A whole weight is gathered just before it is used and freed after. Everything else stays on every rank.
     With a compute_dtype weights are cast before they are gathered and activations have that type; what is

@@ -42,6 +42,7 @@ from cs_systems.cli import (
     command_line,
     cross_product,
     field_names,
+    leave_with,
     list_of,
     one_of,
 )
@@ -150,4 +151,4 @@ def _config_label(config: AttentionConfig, configs: Sequence[AttentionConfig]) -
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

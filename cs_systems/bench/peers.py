@@ -37,6 +37,7 @@ from cs_systems.cli import (
     command_line,
     cross_product,
     field_names,
+    leave_with,
 )
 from cs_systems.estimator.flops import forward_flops
 from cs_systems.tables import Column, Table, format_number, render_table
@@ -178,4 +179,4 @@ def _ratio(ratio: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

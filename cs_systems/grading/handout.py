@@ -82,7 +82,7 @@ STARTED = {"README.md": "README.md", ".gitignore": "gitignore"}
 PROBLEMS_HERE = "<!-- problems -->\n"
 """Where the README of the handout has the table of problems."""
 
-_CLEAN_UP = ("check", "--fix", "--fixable", "F401,I001,RUF100", "--exit-zero")
+_CLEAN_UP = ("check", "--fix", "--fixable", "F401,I001,RUF100,D202", "--exit-zero")
 _LAY_OUT = ("format",)
 
 

@@ -41,6 +41,7 @@ from cs_systems.cli import (
     command_line,
     cross_product,
     field_names,
+    leave_with,
     parse_command,
 )
 from cs_systems.mixed_precision.settings import (
@@ -218,4 +219,4 @@ def _show(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

@@ -10,8 +10,6 @@ import torch
 from graded_support.attention_checks import IMPLEMENTATIONS, check_backward, device_of
 from graded_support.attention_truth import make_inputs
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what numpy or torch warn of is not what is graded
-
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request):

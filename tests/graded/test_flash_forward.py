@@ -14,8 +14,6 @@ from graded_support.attention_truth import make_inputs, true_log_sum_exp
 from graded_support.compare import check_tensor, fail
 from graded_support.kernel_calls import LargestTensor
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what numpy or torch warn of is not what is graded
-
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request):

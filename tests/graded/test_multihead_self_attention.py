@@ -1,11 +1,8 @@
 """Causal self-attention with several heads, without and with rotated queries and keys."""
 
-import pytest
 import torch
 from graded_support.compare import check_tensor, rounding_bound
 from graded_support.self_attention_checks import check_self_attention
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # what torch warns of is not what is graded
 
 
 def projections(d_model):

@@ -1,12 +1,9 @@
 """run_rmsnorm: x / sqrt(mean(x^2) + eps) * weight over the last axis, computed in fp32."""
 
-import pytest
 import torch
 from graded_support.compare import check_tensor, rounding_bound
 from graded_support.model_checks import check_gradient, check_unchanged
 from graded_support.model_truth import rms_norm
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # what torch warns of is not what is graded
 
 
 def check(adapters, weights, in_features, eps):

@@ -1,11 +1,8 @@
 """run_rope: pairs of neighbouring channels, turned by the angle position / theta^(2i / d_k)."""
 
-import pytest
 import torch
 from graded_support.compare import check_tensor, rounding_bound
 from graded_support.model_checks import check_rope, check_unchanged
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # what torch warns of is not what is graded
 
 
 def test_neighbouring_channels_turn_together(adapters):

@@ -2,13 +2,10 @@
 
 import math
 
-import pytest
 import torch
 from graded_support.compare import check_tensor, rounding_bound
 from graded_support.model_checks import check_gradient, check_unchanged
 from graded_support.model_truth import softmax
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # what torch warns of is not what is graded
 
 
 def check(adapters, in_features, dim, *, hint=""):

@@ -6,8 +6,6 @@ from graded_support.compare import check_tensor, rounding_bound
 from graded_support.kernel_calls import gradients, triton_device
 from graded_support.row_kernels import LAYOUTS, check_softmax, run_softmax, softmax_error
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what numpy or torch warn of is not what is graded
-
 
 @pytest.fixture
 def device(request):

@@ -1,12 +1,9 @@
 """run_transformer_lm: embedding, blocks, a last norm, and logits."""
 
-import pytest
 import torch
 from graded_support.compare import check_tensor, rounding_bound
 from graded_support.model_checks import check_model
 from graded_support.model_truth import random_model
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # what torch warns of is not what is graded
 
 
 def test_logits(adapters):

@@ -6,8 +6,6 @@ from graded_support.compare import check_tensor, rounding_bound
 from graded_support.kernel_calls import apply, gradients, triton_device
 from graded_support.row_kernels import LAYOUTS, as_if_contiguous
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what numpy or torch warn of is not what is graded
-
 WHAT = "the weighted sum"
 MASKS = "Rows and columns beyond the end must be masked: loads with other=0, and stores."
 

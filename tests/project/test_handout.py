@@ -475,6 +475,13 @@ def test_benchmark_without_a_model_says_which_problem_it_waits_for(tree):
     )
 
 
+def test_the_profiler_without_a_model_says_so_in_one_line(tree):
+    result = run(tree, "profiling/run.py", "--model", "tiny", "--context-length", "16")
+    assert result.returncode == 1
+    assert re.search(r"^problem \w+ is not written yet: section \d+ of writeup/code.md$", result.stderr, re.M)
+    assert "Traceback" not in result.stderr
+
+
 def test_the_write_up_can_be_begun_and_built(tree, tmp_path):
     answers = tmp_path / "answers.md"
     assert run(tree, "writeup/run.py", "new", "--answers", str(answers)).returncode == 0

@@ -1,9 +1,9 @@
 """Compare a result with the truth, and say what probably went wrong.
 
-The truth is computed in float64 by other means than the implementation. How far a result may be from it follows
-from its number format and from how many roundings it takes (`rounding_bound`), so that another machine, another
-order of additions or another library passes. A result that is further off is set beside what the known mistakes
-would give.
+The truth is computed in float64 by other means than the implementation. How far a result may be from it
+follows from its number format and from how many roundings it takes (`rounding_bound`), so that another
+machine, another order of additions or another library passes. A result that is further off is set beside what
+the known mistakes would give.
 """
 
 import math
@@ -18,7 +18,7 @@ from graded_support.numbers import describe_any as describe_any
 from graded_support.numbers import fail, kind
 
 Mistakes = Mapping[str, Tensor | float | Callable[[], Tensor | float]]
-"""What people get wrong, told to them in words ("eps is added after the square root"), and what then comes out."""
+"""What people get wrong, told in words ("eps is added after the square root"), and what then comes out."""
 
 
 def rounding_bound(
@@ -26,9 +26,9 @@ def rounding_bound(
 ) -> Tensor | float:
     """How far a result may be off: num_operations roundings of half a unit in the last place, times `factor`.
 
-    A sum of n products in any order is within n eps / 2 * sum |a_i b_i| of the truth (Higham 2002, section 3.1);
-    `magnitude` is that sum of absolute values, or whatever bounds what is rounded. `factor` allows for the
-    roundings of functions such as exp, and of what comes before and after.
+    A sum of n products in any order is within n eps / 2 * sum |a_i b_i| of the truth (Higham 2002, section
+    3.1); `magnitude` is that sum of absolute values, or whatever bounds what is rounded. `factor` allows for
+    the roundings of functions such as exp, and of what comes before and after.
     """
     return factor * num_operations * torch.finfo(dtype).eps / 2 * magnitude
 
@@ -43,13 +43,13 @@ def check_tensor(
     mistakes: Mistakes | None = None,
     hint: str = "",
 ) -> None:
-    """Fail unless `actual` is a tensor of this type and shape whose values are within `allowed` of `expected`.
+    """Fail unless `actual` is a tensor of this type and shape with values within `allowed` of `expected`.
 
     Args:
         actual: what the student's function returned.
         expected: the truth, in float64.
         what: what is compared, as the message calls it: "run_linear", "dq of flash attention".
-        allowed: greatest difference of each value, from `rounding_bound`; at least the spacing of `dtype` there.
+        allowed: greatest difference of each value, from `rounding_bound`; at least the spacing there.
         dtype: the type that the result must have.
         mistakes: what to say when the result is, within `allowed`, that of a known mistake.
         hint: what to say when it is not.

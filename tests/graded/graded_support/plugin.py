@@ -81,6 +81,7 @@ class GradedTests:
             if problem is None:
                 raise pytest.UsageError(f"{item.path.name}: no such problem in {KIT / 'rubric.toml'}")
             item.add_marker(getattr(pytest.mark, f"problem_{problem.id}"))
+            item.add_marker(pytest.mark.filterwarnings("ignore"))  # what libraries warn of is not graded
             if problem.pending and not os.environ.get("CS_SYSTEMS_RUN_PENDING"):
                 _leave_open(item, problem.pending)
                 item.add_marker(pytest.mark.skip(reason=PENDING + problem.pending))
@@ -114,7 +115,7 @@ class GradedTests:
         scores = score_problems(self.problems.values(), self.results.values())
         if scores:
             terminalreporter.section("points")
-            for line in points_table(scores, terminalreporter._tw.fullwidth):
+            for line in points_table(scores, max(140, terminalreporter._tw.fullwidth)):
                 terminalreporter.line(line)
             hidden = _count_hidden()
             if hidden:

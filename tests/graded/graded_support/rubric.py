@@ -111,13 +111,13 @@ def score_problems(problems: Iterable[CodeProblem], results: Iterable[TestResult
     return scores
 
 
-def points_table(scores: Iterable[Score], width: int = 110) -> list[str]:
+def points_table(scores: Iterable[Score], width: int = 140) -> list[str]:
     """Lines for a terminal: earned, pending and lost points of each problem and the first reason."""
     scores = list(scores)
     name_width = max([len("problem"), *(len(score.problem.id) for score in scores)])
     lines = [f"{'problem':<{name_width}}  points  earned  pending    lost  why"]
     for score in scores:
-        why = score.reasons[0] if score.reasons else ""
+        why = score.reasons[0].removeprefix("NotImplementedError: ") if score.reasons else ""
         more = f" (and {len(score.reasons) - 1} more)" if len(score.reasons) > 1 else ""
         numbers = _numbers(score.problem.points, score.earned, score.pending, score.lost)
         line = f"{score.problem.id:<{name_width}}{numbers}  "

@@ -3,8 +3,6 @@
 import pytest
 from graded_support.attention_checks import IMPLEMENTATIONS, check_forward, device_of, make_secret_inputs
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what numpy or torch warn of is not what is graded
-
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request):

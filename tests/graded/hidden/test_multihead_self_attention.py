@@ -1,10 +1,7 @@
 """Self-attention of sizes and positions that are not in the handout."""
 
-import pytest
 import torch
 from graded_support.self_attention_checks import check_self_attention
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # what torch warns of is not what is graded
 
 
 def test_sizes_and_positions_that_nobody_knows(adapters, secret_seed):

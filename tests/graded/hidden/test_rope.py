@@ -1,10 +1,7 @@
 """Rotations of sizes and positions that are not in the handout."""
 
-import pytest
 import torch
 from graded_support.model_checks import check_rope
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # what torch warns of is not what is graded
 
 
 def test_sizes_and_positions_that_nobody_knows(adapters, secret_seed):

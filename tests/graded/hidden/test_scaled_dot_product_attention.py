@@ -1,10 +1,7 @@
 """Attention of sizes and masks that are not in the handout."""
 
-import pytest
 import torch
 from graded_support.model_checks import check_attention
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # what torch warns of is not what is graded
 
 
 def test_sizes_and_masks_that_nobody_knows(adapters, secret_seed):

@@ -1,11 +1,8 @@
 """A model of sizes that are not in the handout."""
 
-import pytest
 import torch
 from graded_support.model_checks import check_model
 from graded_support.model_truth import random_model
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # what torch warns of is not what is graded
 
 
 def test_a_model_that_nobody_knows(adapters, secret_seed):

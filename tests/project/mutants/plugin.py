@@ -25,6 +25,7 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(autouse=True)
 def mutant(request, adapters, record_property):
     """Put the wrong functions in the place of the right ones for one test."""
+    record_property("problem", request.param.problem)
     record_property("mutant", request.param.name)
     record_property("test", f"{request.node.path.name}::{request.node.originalname}")
     right = adapters._module
