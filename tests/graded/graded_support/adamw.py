@@ -45,7 +45,7 @@ def adamw(
     weight = weight.double()
     mean = square = torch.zeros_like(weight)
     number = first_step
-    rates = [lr] * len(gradients) if isinstance(lr, float) else lr
+    rates = [lr] * len(gradients) if isinstance(lr, int | float) else lr
     for gradient, rate in zip(gradients, rates, strict=True):
         gradient = gradient.double() + (weight_decay * weight if decay == "in the gradient" else 0.0)
         if not keeps_state:

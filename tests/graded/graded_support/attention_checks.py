@@ -48,7 +48,7 @@ def check_result(actual: Any, inputs: Inputs, what: str) -> None:
 def check_backward(adapters: Any, kind: str, inputs: Inputs) -> None:
     """Compare dq, dk and dv with the truth; `inputs.do` arrives as it is laid out."""
     o, leaves = _forward(adapters, kind, inputs)
-    found = gradients(o, leaves, inputs.do, what=f"flash attention ({kind})")
+    found = gradients(o, leaves, inputs.upstream(), what=f"flash attention ({kind})")
     mistakes = gradient_mistakes(inputs)
     for actual, (name, truth) in zip(found, true_gradients(inputs).items(), strict=True):
         check_tensor(

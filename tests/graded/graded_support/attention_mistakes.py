@@ -85,7 +85,7 @@ def gradient_mistakes(inputs: Inputs) -> dict[str, dict[str, Tensor | Callable[[
     right = {name: truth.values for name, truth in true_gradients(inputs).items()}
     unmasked = (scores_of(inputs, everywhere) - lse).exp()
     unscaled = (scores_of(inputs, scale=1.0) - lse).exp()
-    ones = Inputs(inputs.q, inputs.k, inputs.v, inputs.is_causal, torch.ones_like(inputs.do))
+    ones = Inputs(inputs.q, inputs.k, inputs.v, inputs.is_causal, torch.ones_like(inputs.upstream()))
     wrong = {
         ALL_ONES: lambda: {name: truth.values for name, truth in true_gradients(ones).items()},
         "D, the sum of o * do in each row, is not subtracted from dP": (
@@ -209,7 +209,7 @@ def _softmax_of_each_tile(inputs: Inputs, tile: int) -> Tensor:
 
 def _backward(inputs: Inputs, weights: Tensor, keep: float = 1.0) -> dict[str, Tensor]:
     """Equations of the paper for these weights, of which `keep` times D is subtracted."""
-    (q, k, v), do = inputs.wide(), inputs.do.double()
+    (q, k, v), do = inputs.wide(), inputs.upstream().double()
     delta = (true_result(inputs).values * do).sum(-1, keepdim=True)
     ds = weights * (do @ v.mT - keep * delta) * inputs.scale
     return {"dq": ds @ k, "dk": ds.mT @ q, "dv": weights.mT @ do}

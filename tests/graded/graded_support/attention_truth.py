@@ -32,6 +32,11 @@ class Inputs:
         """1 / sqrt(d), by which scores are multiplied."""
         return 1 / math.sqrt(self.q.shape[-1])
 
+    def upstream(self) -> Tensor:
+        """The result's gradient, of a call that has one."""
+        assert self.do is not None
+        return self.do
+
     def wide(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v in float64."""
         return self.q.detach().double(), self.k.detach().double(), self.v.detach().double()
@@ -92,14 +97,14 @@ def true_gradients(inputs: Inputs) -> dict[str, Truth]:
     """dq, dk, dv by autograd of the formula."""
     q, k, v = (tensor.requires_grad_() for tensor in inputs.wide())
     scores = (q @ k.mT * inputs.scale).masked_fill(~inputs.visible(), -torch.inf)
-    values = torch.autograd.grad(scores.softmax(-1) @ v, (q, k, v), inputs.do.double())
+    values = torch.autograd.grad(scores.softmax(-1) @ v, (q, k, v), inputs.upstream().double())
     allowed = _gradient_errors(inputs)
     return {name: Truth(*pair) for name, *pair in zip(NAMES, values, allowed, strict=True)}
 
 
 def _gradient_errors(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """How far dq, dk, dv may be off, step by step as backward computes them."""
-    (q, k, v), do, d = inputs.wide(), inputs.do.double(), inputs.q.shape[-1]
+    (q, k, v), do, d = inputs.wide(), inputs.upstream().double(), inputs.q.shape[-1]
     num_queries, num_keys = q.shape[1], k.shape[1]
     weights = scores_of(inputs).softmax(-1)
     lse = true_log_sum_exp(inputs)

@@ -8,7 +8,7 @@ the known mistakes would give.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,13 +17,14 @@ from graded_support.numbers import check_number as check_number
 from graded_support.numbers import describe_any as describe_any
 from graded_support.numbers import fail, kind
 
+Magnitude = TypeVar("Magnitude", Tensor, float)
 Mistakes = Mapping[str, Tensor | float | Callable[[], Tensor | float]]
 """What people get wrong, told in words ("eps is added after the square root"), and what then comes out."""
 
 
 def rounding_bound(
-    dtype: torch.dtype, num_operations: float, magnitude: Tensor | float, *, factor: float = 4.0
-) -> Tensor | float:
+    dtype: torch.dtype, num_operations: float, magnitude: Magnitude, *, factor: float = 4.0
+) -> Magnitude:
     """How far a result may be off: num_operations roundings of half a unit in the last place, times `factor`.
 
     A sum of n products in any order is within n eps / 2 * sum |a_i b_i| of the truth (Higham 2002, section

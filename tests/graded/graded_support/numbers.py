@@ -51,7 +51,8 @@ def _explain(
 ) -> str:
     """The first known mistake that would give what was found, in words."""
     for words, value in mistakes.items():
-        wrong = float(value() if callable(value) else value)
+        given: Any = value() if callable(value) else value
+        wrong = float(given)
         # A mistake that cannot be told from the truth here explains nothing.
         if _is_close(found, wrong, allowed) and not _is_close(wrong, expected, allowed):
             return f" This is what comes out when {words}."

@@ -250,7 +250,7 @@ def _work(
     loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     if loopback:
         os.environ["GLOO_SOCKET_IFNAME"] = loopback[0]  # no look-up of this machine's name, which may be slow
-    store = dist.FileStore(f"{folder}/store", num_ranks)
+    store = dist.FileStore(f"{folder}/store", num_ranks)  # pyright: ignore[reportPrivateImportUsage]
     # Others may still be importing, so meeting may take long; after that everything takes milliseconds.
     store.set(f"here-{rank}", "")
     store.wait([f"here-{other}" for other in range(num_ranks)], timedelta(seconds=TIME_LIMIT_S))
