@@ -106,14 +106,14 @@ writeup: $(READY)  ## build/writeup.md, .html and .pdf from the answers and your
 # BEGIN INSTRUCTOR
 # Student code may hang, crash or leave processes behind: the grader contains it, and one test costs one test.
 grade: $(READY)  ## points of the code in SUBMISSION=folder; FORMAT=table, gradescope, json, md or junit
-	$(PYTHON) tests/graded/grade.py --submission $(SUBMISSION) --format $(FORMAT) $(ARGS)
+	@$(PYTHON) tests/graded/grade.py --submission "$(SUBMISSION)" --format $(FORMAT) $(ARGS)
 
 # END INSTRUCTOR
 submission: $(READY)  ## pack dist/submission.zip: code, answers and records, with a list of hashes
 	$(PYTHON) -m cs_systems.grading.submission $(ARGS)
 
 leaderboard: $(READY)  ## time the flash attention of SUBMISSION=folder, check its results, show the board
-	$(PYTHON) -m cs_systems.bench.leaderboard --submission $(SUBMISSION) $(ARGS)
+	$(PYTHON) -m cs_systems.bench.leaderboard --submission "$(SUBMISSION)" $(ARGS)
 
 # BEGIN INSTRUCTOR
 handout: $(READY)  ## write dist/handout, the starter tree for students: everything but the solutions

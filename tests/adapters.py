@@ -104,12 +104,12 @@ def run_rope(
     d_k: int,
     theta: float,
     max_seq_len: int,
-    in_query_or_key: Float[Tensor, "... seq d_k"],
-    token_positions: Int[Tensor, "... seq"],
-) -> Float[Tensor, "... seq d_k"]:
+    in_query_or_key: Float[Tensor, "*batch seq d_k"],
+    token_positions: Int[Tensor, "#*batch seq"],
+) -> Float[Tensor, "*batch seq d_k"]:
     """Turn each pair of channels (2i, 2i + 1), in and out, by the angle position / theta^(2i / d_k).
 
-    Positions have the leading axes of in_query_or_key, or only the last of them.
+    Leading axes of token_positions are those of in_query_or_key, or broadcast to them, as (1, seq) does.
 
     For example, d_k 2, in_query_or_key [[1, 0]] and token_positions [1] give [[cos 1, sin 1]].
     """

@@ -6,10 +6,11 @@
 
 A submission is a folder with tests/adapters.py and its own cs_systems. It runs in a process of its own, on
 inputs that it cannot know; results and gradients of the timed calls are compared with the formula, and what
-is wrong gets a reason and no place. With a GPU the shape is that of the course's leaderboard of 2025 (16
-heads of 16,384 positions, d_head 64, bf16); without one it is small, and the implementation in PyTorch is
-timed, as Triton's interpreter is no contest. Boards of different shapes or processors stand in tables of
-their own. The last line is JSON.
+is wrong gets a reason and no place. One more call is watched: PyTorch's own attention gets no place, and as
+Triton only what launches a kernel and leaves no product, softmax or sum of forward to PyTorch. With a GPU
+the shape is that of the course's leaderboard of 2025 (16 heads of 16,384 positions, d_head 64, bf16);
+without one it is small, and the implementation in PyTorch is timed, as Triton's interpreter is no contest.
+Boards of different shapes or processors stand in tables of their own. The last line is JSON.
 
 Exit codes: 0 accepted, 1 rejected (see the reason), 2 bad usage, 130 interrupted; nothing is recorded then.
 """
@@ -34,11 +35,11 @@ from cs_systems.bench.leaderboard_table import (
     make_metrics,
     same_board,
 )
-from cs_systems.bench.leaderboard_worker import KIT, run_worker
+from cs_systems.bench.leaderboard_worker import BEFORE, KIT, overdue, run_worker
 from cs_systems.bench.record import BenchmarkRecord, append_record, check_writable, read_records
 from cs_systems.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Parser, command_line, one_of
 from cs_systems.grading.receipt import hash_code
-from cs_systems.tables import Style, Table, render_table, table_as_json
+from cs_systems.tables import Style, Table, format_bytes, render_table, table_as_json
 
 PROGRAM = "-m cs_systems.bench.leaderboard"
 ROOT = pathlib.Path(__file__).parents[2]
@@ -48,6 +49,8 @@ INTERPRETED = "run by Triton's interpreter: shows that the result is right, not 
 LEAST_POSITIONS = 64
 """Errors are averaged over so many, or one that is large by chance would count."""
 _NAME_LENGTH = 40
+_SCORES_AT_A_TIME = 2**28  # as in graded_support/timed_results.py
+_LEAST_SECONDS = 10.0  # torch alone takes seconds to import
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,16 @@ class Entry:
         """Operations of forward and backward, as in the table of the attention experiment."""
         shape = {name: getattr(self, name) for name in ("batch_size", "num_heads", "seq_len", "d_head")}
         return attention_flops(AttentionConfig(**shape, precision=self.precision, causal=True))[COUNTED]
+
+    @property
+    def least_memory_bytes(self) -> int:
+        """What checking with the formula takes at the least, in the wider type that it is the truth in.
+
+        Four arrays of scores, of as many heads as the tests take at a time, and inputs, results and truths.
+        """
+        wide, heads = (4 if self.precision == "bf16" else 8), self.batch_size * self.num_heads
+        scores = min(heads * self.seq_len**2, max(_SCORES_AT_A_TIME, self.seq_len**2))
+        return wide * (4 * scores + 12 * heads * self.seq_len * self.d_head)
 
     def case(self, name: str, implementation: str, code: str) -> dict[str, Any]:
         """The settings that define the case in records."""
@@ -168,8 +181,12 @@ def measure(args: argparse.Namespace, prog: str, command: str) -> int:
     folder, name = check_submission(args.submission), args.name or args.submission.resolve().name
     if not name.strip() or len(name) > _NAME_LENGTH or not name.isprintable():
         raise ValueError(f"--name {name!r}: choose one of at most {_NAME_LENGTH} characters, in one line")
-    if args.repeats < 1 or not args.max_seconds > 0:
-        raise ValueError("--repeats and --max-seconds must be over 0, for example 20 and 600")
+    if args.repeats < 1:
+        raise ValueError("--repeats must be over 0, for example 20")
+    if not args.max_seconds >= _LEAST_SECONDS:
+        raise ValueError(
+            f"--max-seconds must be at least {_LEAST_SECONDS:g}: torch alone takes seconds to import"
+        )
     args.records.parent.mkdir(parents=True, exist_ok=True)
     check_writable(args.records, "--records")
     code = hash_code(folder)
@@ -177,6 +194,7 @@ def measure(args: argparse.Namespace, prog: str, command: str) -> int:
     from cs_systems.device import choose_device
 
     entry = choose_entry(args.shape, choose_device("auto").type)
+    check_memory(entry)
     implementation = args.implementation or ("triton" if entry.device_type == "cuda" else "pytorch")
     provenance = collect_provenance(command, choose_device(entry.device_type))
     request = {
@@ -193,6 +211,11 @@ def measure(args: argparse.Namespace, prog: str, command: str) -> int:
     case = entry.case(name, implementation, code)
     notes = [INTERPRETED] if (implementation, entry.device_type) == ("triton", "cpu") else []
     outcome = run_worker(request, args.max_seconds)
+    if outcome.get("reason") == overdue(args.max_seconds, BEFORE):
+        raise ValueError(
+            f"--max-seconds {args.max_seconds:g} was over before the submission was even imported; "
+            "nothing was recorded, give it more"
+        )
     if outcome.get("reason"):
         record = BenchmarkRecord(
             EXPERIMENT, case, "failed", provenance, reason=outcome["reason"], notes=notes
@@ -248,6 +271,20 @@ def choose_entry(shape: tuple[int, ...] | str | None, device_type: str) -> Entry
     if isinstance(name, str):
         return Entry(*SHAPES[name], device_type="cuda" if name == "gpu" else "cpu")
     return Entry(*name, device_type=device_type)
+
+
+def check_memory(entry: Entry) -> None:
+    """Raise ValueError, in one line, for a shape that this machine cannot check: no submission's fault."""
+    from cs_systems.bench.training import free_memory_bytes
+    from cs_systems.device import choose_device
+
+    free = free_memory_bytes(choose_device(entry.device_type))
+    if free is not None and entry.least_memory_bytes > free:
+        needed = format_bytes(entry.least_memory_bytes)
+        raise ValueError(
+            f"--shape: checking results of this size takes at least {needed}, and {format_bytes(free)} are free "
+            "here; choose fewer heads or positions"
+        )
 
 
 def _read(path: pathlib.Path, prog: str) -> list[BenchmarkRecord]:

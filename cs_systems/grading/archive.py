@@ -12,9 +12,10 @@ from typing import IO, Any
 MANIFEST = "manifest.json"
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # that a zip file can express; the same in every archive
 _LARGEST_MANIFEST = 2**24
+_LARGEST_NUMBER = 1e9
 _CHUNK = 2**20
 _KEYS = {"name": str | None, "code_sha256": str, "files": dict, "tested": bool, "tests": dict | None,
-         "graded_tests": dict, "answers": dict | None}  # fmt: skip
+         "graded_tests": dict, "answers": dict | None, "own_code": list}  # fmt: skip
 
 
 def check_output(path: pathlib.Path) -> None:
@@ -75,38 +76,65 @@ def _write_zip(file: IO[bytes], files: Mapping[str, bytes]) -> None:
 def read_archive(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The manifest of a submission, and the SHA-256 of each file that really is in it.
 
+    It may also lie in one folder within the zip file, as when it was unpacked and packed again, or be the
+    folder that it was unpacked to.
+
     Raises:
         ValueError: in one line, when it cannot be read or is no submission.
     """
     try:
+        if path.is_dir():
+            return _read_folder(path)
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if MANIFEST not in names:
+            names = [each for each in archive.namelist() if not each.endswith("/")]
+            outer = _outer_folder(names)
+            if outer + MANIFEST not in names:
                 raise ValueError(f"{path} has no {MANIFEST}: make submission did not make it")
             if len(set(names)) < len(names):
                 raise ValueError(f"{path} holds a file twice: it was changed after it was packed")
-            with archive.open(MANIFEST) as file:
+            with archive.open(outer + MANIFEST) as file:
                 manifest = _parse_manifest(file.read(_LARGEST_MANIFEST), path)
-            return manifest, {name: _hash(archive, name) for name in names if name != MANIFEST}
+            found = {name.removeprefix(outer): _hash(archive, name) for name in names}
     except OSError as error:
         raise ValueError(f"{path}: cannot read ({error.strerror or error})") from None
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} is no zip file, or a damaged one ({error}); pack it again") from None
     except (NotImplementedError, RuntimeError) as error:  # another compression, a password
         raise ValueError(f"{path} was not made by make submission ({error})") from None
+    del found[MANIFEST]
+    return manifest, found
+
+
+def _outer_folder(names: Sequence[str]) -> str:
+    """The folder, with a slash, that everything lies in; empty where there is none."""
+    folders = {name.partition("/")[0] for name in names}
+    return f"{folders.pop()}/" if len(folders) == 1 and MANIFEST not in names else ""
+
+
+def _read_folder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same of an unpacked one; what Python caches is no part of it."""
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder} has no {MANIFEST}: it is no unpacked archive of make submission")
+    manifest = _parse_manifest((folder / MANIFEST).read_bytes(), folder)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    del found[MANIFEST]
+    return manifest, {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
 
 
 def _parse_manifest(text: bytes, path: pathlib.Path) -> dict[str, Any]:
     foreign = f"{path} has a {MANIFEST} of another program or version; pack it again with this one"
     try:
         manifest = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(foreign) from None
     if not isinstance(manifest, dict) or manifest.get("schema_version") != 1:
         raise ValueError(foreign)
     if not all(key in manifest and isinstance(manifest[key], kind) for key, kind in _KEYS.items()):
         raise ValueError(foreign)
     if not all(isinstance(entry, dict) and "sha256" in entry for entry in manifest["files"].values()):
+        raise ValueError(foreign)
+    if not all(isinstance(place, str) for place in manifest["own_code"]):
         raise ValueError(foreign)
     if not (_is_score(manifest["tests"]) and _is_count(manifest["answers"])):
         raise ValueError(foreign)
@@ -128,7 +156,9 @@ def _is_count(answers: dict[str, Any] | None) -> bool:
 
 
 def _are_numbers(values: Mapping[str, Any], keys: Sequence[str]) -> bool:
-    return all(isinstance(values.get(key), int | float) for key in keys)
+    """Whether all are there, and none is nan, infinite or absurd: Python reads those from JSON too."""
+    found = [values.get(key) for key in keys]
+    return all(isinstance(value, int | float) and abs(value) <= _LARGEST_NUMBER for value in found)
 
 
 def _hash(archive: zipfile.ZipFile, name: str) -> str:

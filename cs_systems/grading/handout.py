@@ -9,16 +9,17 @@ worked in is replaced only with --force, and a folder that is no handout never.
 Exit codes: 0 done, 2 bad usage, or a marker or a file that is wrong; then nothing was written.
 """
 
-import ast
+import dataclasses
 import fnmatch
 import hashlib
+import importlib.util
+import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,10 +30,11 @@ from cs_systems.grading.packing import Rule, collect
 PROGRAM = "-m cs_systems.grading.handout"
 ROOT = pathlib.Path(__file__).parents[2]
 STARTER = pathlib.Path(__file__).with_name("starter")
-RUBRIC = "tests/graded/rubric.toml"
+KIT = "tests/graded"
+RUBRIC = f"{KIT}/rubric.toml"
 ADAPTERS = "tests/adapters.py"
-HIDDEN = "tests/graded/hidden"
-HIDDEN_NOTE = "tests/graded/hidden.txt"
+HIDDEN = f"{KIT}/hidden"
+HIDDEN_NOTE = f"{KIT}/hidden.txt"
 """Shown below the table of points."""
 MANIFEST = ".handout"
 """Hashes of all files, by which a handout is known again, and what was changed in it."""
@@ -84,14 +86,34 @@ PROBLEMS_HERE = "<!-- problems -->\n"
 
 _CLEAN_UP = ("check", "--fix", "--fixable", "F401,I001,RUF100,D202", "--exit-zero")
 _LAY_OUT = ("format",)
+_NO_TESTS = 5
+"""Exit code of pytest, docs.pytest.org/en/stable/reference/exit-codes.html."""
 
 
-def read_problems(root: pathlib.Path) -> dict[str, Mapping[str, Any]]:
-    """The entries of the rubric by id, in order."""
+def read_problems(root: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """The entries of the rubric by id, in order, as the graded tests read them.
+
+    Raises:
+        ValueError: in one line, when it is no rubric, or a problem has no tests, or tests no problem.
+    """
     path = root / RUBRIC
     if not path.is_file():
         raise ValueError(f"{path} does not exist: a handout is made in the folder of the project")
-    return {entry["id"]: entry for entry in tomllib.loads(path.read_text(encoding="utf-8"))["problem"]}
+    # The tests are no part of this package and import nothing of it, so they are found by their place.
+    spec = importlib.util.spec_from_file_location("rubric", root / KIT / "graded_support/rubric.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    problems = {problem.id: dataclasses.asdict(problem) for problem in module.read_rubric(path)}
+    for name in problems:
+        if not (root / KIT / f"test_{name}.py").is_file():
+            raise ValueError(f"{path}: {name} has no tests; write {KIT}/test_{name}.py, or correct the id")
+    for folder in (KIT, HIDDEN):
+        for file in sorted((root / folder).glob("test_*.py")):
+            if file.stem.removeprefix("test_") not in problems:
+                raise ValueError(f"{folder}/{file.name} is of no problem of {path}; rename it, or add one")
+    return problems
 
 
 def sections_of(problems: Mapping[str, Any]) -> dict[str, int]:
@@ -135,19 +157,43 @@ def problems_table(problems: Mapping[str, Mapping[str, Any]], files: Mapping[str
 
 
 def hidden_note(root: pathlib.Path) -> str:
-    """What students are told of the tests that they do not have; empty where there are none."""
-    names = [
-        node.name
-        for path in sorted((root / HIDDEN).glob("test_*.py"))
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    ]
-    if not names:
+    """What students are told of the tests that they do not have; empty where there are none.
+
+    Raises:
+        ValueError: in one line, when a file of tests cannot be read.
+    """
+    number = sum(name.startswith("hidden/") for name in collect_tests(root))
+    if not number:
         return ""
     return (
-        f"{len(names)} further tests are hidden: they run when your work is graded, on other shapes and "
+        f"{number} further tests are hidden: they run when your work is graded, on other shapes and "
         "numbers, and share the points of their problems\n"
     )
+
+
+def collect_tests(root: pathlib.Path) -> list[str]:
+    """Names of all graded tests as pytest counts them, a parametrized one once for each of its values.
+
+    Raises:
+        ValueError: in one line, when a file of tests cannot be read.
+    """
+    kit = root / KIT
+    places = ("-c", os.devnull, "--rootdir", str(kit), "--confcutdir", str(kit))
+    switches = ("-q", "--collect-only", "--import-mode=importlib", "-p", "no:cacheprovider")
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "CS_SYSTEMS_"))
+    }
+    own = {"PYTHONPATH": str(kit), "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "pytest", *switches, *places, str(kit)],
+        cwd=root, env=kept | own, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if result.returncode not in (0, _NO_TESTS):
+        file = next(iter(re.findall(r"ERROR collecting (\S+)", result.stdout)), "a file of tests")
+        reason = next(iter(re.findall(r"^E +([A-Z]\w+: .*)", result.stdout, re.MULTILINE)), "")
+        reason = reason or (result.stderr.strip() or "no message").splitlines()[-1]
+        raise ValueError(f"{KIT}/{file}: pytest cannot collect its tests ({reason})")
+    return [line for line in result.stdout.splitlines() if "::" in line]
 
 
 def make_files(root: pathlib.Path) -> dict[str, str]:

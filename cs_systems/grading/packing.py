@@ -70,7 +70,7 @@ def collect(root: pathlib.Path, rules: Sequence[Rule]) -> tuple[list[Packed], li
             if not reason and rule.together is not None and used + path.stat().st_size > rule.together:
                 reason = f"over the {format_bytes(rule.together)} that all of {rule.place} may take"
             if reason:
-                left_out.append(LeftOut(_printable(name), reason))
+                left_out.append(LeftOut(printable(name), reason))
                 continue
             try:
                 data = path.read_bytes()
@@ -101,7 +101,7 @@ def _walk(
             continue
         name = child.relative_to(root).as_posix()
         if child.name in _CACHES or child.name.startswith("."):
-            left_out.append(LeftOut(_printable(name) + "/", "a cache or a hidden folder"))
+            left_out.append(LeftOut(printable(name) + "/", "a cache or a hidden folder"))
         elif not (child.parent == root / rule.place and child.name in rule.without):
             yield from _walk(root, child, rule, left_out)
 
@@ -115,7 +115,7 @@ def _reason_to_leave(path: pathlib.Path, name: str, rule: Rule) -> str:
         return "not an ordinary file"
     if path.name.startswith("."):
         return "a hidden file"
-    if name != _printable(name):
+    if name != printable(name):
         return "a name with characters that not every system can write"
     if rule.suffixes and not path.name.endswith(rule.suffixes):
         return f"none of {', '.join(rule.suffixes)}"
@@ -124,6 +124,6 @@ def _reason_to_leave(path: pathlib.Path, name: str, rule: Rule) -> str:
     return ""
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A name as it can be printed: backslashes, control characters and what is no UTF-8 as escapes."""
     return "".join(each if each.isprintable() and each != "\\" else ascii(each)[1:-1] for each in name)

@@ -11,12 +11,12 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cs_systems.grading.own_code import collect_code
 from cs_systems.grading.packing import Packed, Rule, collect
 
 SCHEMA_VERSION = 1
 RECEIPT = pathlib.Path("build/graded.json")
 """Where it lies in the project."""
-ADAPTERS = "tests/adapters.py"
 GRADED_TESTS = "tests/graded"
 
 _LIMIT = 2**20
@@ -24,21 +24,10 @@ _RUN_TESTS = "run make test (or pytest tests/graded)"
 _PACK_UNTESTED = "pack with --untested (make submission ARGS=--untested)"
 _SHOWN_NAMES = 3
 
-CODE = (
-    Rule(
-        "code",
-        "cs_systems",
-        (".py", ".html", ".css", ".typ", ".csv", ".json", ".toml", ".txt", ".md"),
-        _LIMIT,
-    ),
-    Rule("code", ADAPTERS, (), _LIMIT),
-)
-"""What the graded tests run."""
-
 
 def tested_files(root: pathlib.Path) -> dict[str, str]:
     """SHA-256 by path of all that the outcome of the graded tests depends on: the code and the tests."""
-    return hashes(collect(root, CODE)[0]) | graded_tests(root)
+    return hashes(collect_code(root)[0]) | graded_tests(root)
 
 
 def graded_tests(root: pathlib.Path) -> dict[str, str]:
@@ -53,7 +42,7 @@ def hash_code(root: pathlib.Path) -> str:
     Raises:
         ValueError: when a file cannot be read.
     """
-    return tree_hash(hashes(collect(root, CODE)[0]))
+    return tree_hash(hashes(collect_code(root)[0]))
 
 
 def tree_hash(hashes: Mapping[str, str]) -> str:

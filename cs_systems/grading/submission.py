@@ -5,6 +5,7 @@
     python -m cs_systems.grading.submission --verify submission.zip  # is it whole? were the tests edited?
 
 Only kinds of files that are asked for are packed; what else lies in their folders is listed with the reason.
+A package or module of your own is packed as well, when it stands beside cs_systems and the code imports it.
 The same files give the same zip file. `pytest tests/graded` leaves a receipt (build/graded.json), so that
 nobody hands in code that was never tested. The last line is JSON.
 
@@ -25,10 +26,9 @@ from typing import Any
 from cs_systems.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Parser
 from cs_systems.grading.archive import MANIFEST, check_output, read_archive, write_archive
 from cs_systems.grading.blocks import NEW_COMMAND, read_answers
-from cs_systems.grading.packing import LeftOut, Packed, Rule, collect
+from cs_systems.grading.own_code import ADAPTERS, collect_code, is_code, own_places
+from cs_systems.grading.packing import LeftOut, Packed, Rule, collect, printable
 from cs_systems.grading.receipt import (
-    ADAPTERS,
-    CODE,
     SCHEMA_VERSION,
     find_untested,
     first_names,
@@ -77,6 +77,7 @@ def make_manifest(
         "schema_version": SCHEMA_VERSION,
         "name": name,
         "code_sha256": tree_hash(hashes(file for file in packed if file.kind == "code")),
+        "own_code": own_places(file for file in packed if file.kind == "code"),
         "files": {file.path: {"sha256": file.sha256, "bytes": len(file.data)} for file in packed},
         "left_out": {entry.path: entry.reason for entry in left_out},
         "tested": tested,
@@ -134,7 +135,11 @@ def pack(
     reason = find_untested(root, read_receipt(root))
     if reason and not untested:
         raise ValueError(reason)
-    packed, left_out = collect(root, (*CODE, *OTHERS, *record_rules(records)))
+    packed, left_out = collect_code(root)
+    code = {file.path for file in packed}
+    others, also_left_out = collect(root, (*OTHERS, *record_rules(records)))
+    packed += [file for file in others if file.path not in code]
+    left_out += also_left_out
     manifest = make_manifest(root, packed, left_out, name, tested=not reason)
     text = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
     write_archive(output, {MANIFEST: text.encode()} | {file.path: file.data for file in packed})
@@ -143,6 +148,9 @@ def pack(
 
 def verify(archive: pathlib.Path, root: pathlib.Path) -> tuple[dict[str, Any], list[str]]:
     """The manifest of an archive, and a line for each thing that does not fit it or this checkout's tests.
+
+    Hashes show what was changed after packing, and no more: whoever packs can write what they like, also as
+    points.
 
     Raises:
         ValueError: in one line, when it cannot be read or is no submission.
@@ -160,6 +168,9 @@ def verify(archive: pathlib.Path, root: pathlib.Path) -> tuple[dict[str, Any], l
         for path in sorted(listed)
         if found.get(path, listed[path]) != listed[path]
     ]
+    code = {path: value for path, value in found.items() if is_code(path, manifest["own_code"])}
+    if tree_hash(code) != manifest["code_sha256"]:
+        problems.append(f"code_sha256 in {MANIFEST} is not that of the code in the archive")
     ours, theirs = graded_tests(root), manifest["graded_tests"]
     problems += [
         f"{path}: this test file was edited or added"
@@ -167,7 +178,7 @@ def verify(archive: pathlib.Path, root: pathlib.Path) -> tuple[dict[str, Any], l
         if theirs[path] != ours.get(path)
     ]
     problems += [f"{path}: this test file was removed" for path in sorted(ours.keys() - theirs)]
-    return manifest, problems
+    return manifest, [printable(problem) for problem in problems]
 
 
 def make_parser() -> Parser:
@@ -180,7 +191,8 @@ def make_parser() -> Parser:
     parser.add_argument("--records", type=pathlib.Path, metavar="FOLDER", default=RECORDS,
                         help=f"your measurements (default: {RECORDS})")  # fmt: skip
     parser.add_argument("--verify", type=pathlib.Path, metavar="FILE.zip", help=(
-        "check an archive against its manifest and the graded tests here, and pack nothing"))  # fmt: skip
+        "check an archive, or the folder it was unpacked to, against its manifest and the graded tests here; "
+        "packs nothing"))  # fmt: skip
     return parser
 
 
@@ -215,7 +227,7 @@ def run_pack(args: argparse.Namespace, root: pathlib.Path, prog: str) -> int:
 def run_verify(args: argparse.Namespace, root: pathlib.Path, prog: str) -> int:
     """Compare an archive with its manifest, and the tests it was made with with those here."""
     manifest, problems = verify(args.verify, root)
-    print(_points_line(manifest))
+    print(f"claimed, not checked (make grade does): {_points_line(manifest)}")
     for problem in problems:
         print(f"{prog}: {problem}", file=sys.stderr)
     outcome = f"{len(problems)} differences" if problems else "as they were packed, with these tests"
@@ -274,7 +286,7 @@ def _points_line(manifest: Mapping[str, Any]) -> str:
     totals, answers = _totals(manifest), manifest["answers"]
     parts = ["no test was run"]
     if totals is not None:
-        when = manifest["tests"]["time_utc"]
+        when = printable(manifest["tests"]["time_utc"])
         counts = ", ".join(f"{totals[key]:g} {key}" for key in ("earned", "pending", "lost"))
         parts = [f"points of the tests: {counts}, of {totals['points']:g} ({when})"]
         parts += [] if manifest["tested"] else ["the code changed since"]

@@ -10,8 +10,8 @@ kept for the keys seen so far, and sums made under a smaller maximum are scaled 
     acc  sum of exp(score - m) v; in the end acc / l is the result o
 
 For backward one number a query is kept of all that, lse = m + log(l): p = exp(score - lse) is the weight
-again, at the price of one more matrix product. With dp = do v^T, the gradient of the scores is
-ds = p (dp - delta), where delta = sum_j p_j dp_j of the row equals sum_d o_d do_d, which needs no scores.
+again, at the price of one more matrix product. What the gradient of a score needs of the rest of its row is
+one number too, delta, which can be had without any scores.
 
 What a GPU does differently: one program works on one block of one head, here a step works on a block of all
 heads; a block cut short by the end of the tensor is masked, here it is a shorter slice; exp is exp2 with
@@ -95,6 +95,8 @@ class FlashAttentionTorch(torch.autograd.Function):
         num_heads, num_groups, wide, scale = len(queries), len(keys), _wide(dtype), d_head**-0.5
         slopes = _slope_of_each_head(optional[0] if optional else None, num_heads, wide)
         lse = lse.view(num_heads, num_queries, 1)
+        # With dp = do v^T, the gradient of the scores is ds = p (dp - delta), where delta = sum_j p_j dp_j of
+        # the row equals sum_d o_d do_d.
         delta = (_flatten(o).to(wide) * dos.to(wide)).sum(-1, keepdim=True)
         dq = torch.zeros(queries.shape, dtype=wide, device=q.device)
         dk, dv = torch.empty_like(k), torch.empty_like(v)

@@ -1,10 +1,9 @@
 """Softmax of each row in one kernel, forward and backward.
 
 The least that must move is one read of x and one write of y: 8 bytes for an fp32 element, against 20 for the
-three eager passes (max; subtract and exp; sum; divide). Backward, dx_i = y_i (dy_i - sum_j dy_j y_j), reads y
-and dy and writes dx: 12 bytes against 28. A row up to 32,768 long stays in registers from the read to the
-write. A longer one is read twice: first for its maximum and its sum, kept together by rescaling the sum
-whenever the maximum grows (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax").
+three eager passes (max; subtract and exp; sum; divide). Backward reads y and dy and writes dx: 12 bytes
+against 28. A row that fits stays in registers from the read to the write; a longer one is read twice (Milakov
+and Gimelshein 2018, "Online normalizer calculation for softmax").
 
 A row that is all -inf gives zeros (torch gives nan), so that padding needs no special case.
 """
@@ -55,7 +54,10 @@ def softmax_forward_online_kernel(
     x_ptr, y_ptr, num_columns, x_row_stride, x_column_stride,
     COLUMNS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One program: one row of any length, COLUMNS at a time, read twice."""
+    """One program: one row of any length, COLUMNS at a time, read twice.
+
+    First for its maximum and its sum, kept together by rescaling the sum whenever the maximum grows.
+    """
     x_row = x_ptr + tl.program_id(0).to(tl.int64) * x_row_stride
     y_row = y_ptr + tl.program_id(0).to(tl.int64) * num_columns
     largest = tl.full([COLUMNS], -float("inf"), ACC)  # of every COLUMNS-th element: one reduction at the end
@@ -90,7 +92,7 @@ def softmax_backward_kernel(
     y_ptr, dy_ptr, dx_ptr, num_rows, num_columns, dy_row_stride, dy_column_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One program: ROWS whole rows; y and dx are contiguous."""
+    """One program: ROWS whole rows of dx_i = y_i (dy_i - sum_j dy_j y_j); y and dx are contiguous."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     mask = (row[:, None] < num_rows) & (column[None, :] < num_columns)

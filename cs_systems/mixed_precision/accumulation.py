@@ -28,9 +28,9 @@ LONGEST_LOOP = 250_000
 """Additions at most of a method that Python has to do one by one, at some 10 us apiece."""
 
 ONE_BY_ONE = "one by one"
+"""Name of the simplest method, and the beginning of those that differ from it in the sum alone."""
 NUM_METHODS = 9
 """Ways of adding that `compare_methods` tries."""
-"""Name of the simplest method, and the beginning of those that differ from it in the sum alone."""
 
 _LONGEST_STRETCH = 2**20
 _CPU = torch.device("cpu")

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,12 +17,24 @@ class Adapters:
 
     def __init__(self, module: Any) -> None:
         self._module = module
+        self.classes: list[tuple[str, type]] = []
+        """Classes that they returned, and which of them did: some may not be handed in, as remarks say."""
 
     def __getattr__(self, name: str) -> Any:
         try:
-            return getattr(self._module, name)
+            function = getattr(self._module, name)
         except AttributeError:
             pytest.fail(f"the adapters have no function {name}", pytrace=False)
+        return self._noting_classes(name, function) if name.startswith("get_") else function
+
+    def _noting_classes(self, name: str, function: Callable[[], Any]) -> Callable[[], Any]:
+        def get(*arguments: Any) -> Any:
+            returned = function(*arguments)
+            if isinstance(returned, type):
+                self.classes.append((name, returned))
+            return returned
+
+        return get
 
 
 @pytest.fixture(scope="session")

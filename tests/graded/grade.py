@@ -32,14 +32,17 @@ from graded_support.processes import machine_memory_bytes
 from graded_support.record import Record
 from graded_support.rubric import problem_of, read_rubric
 from graded_support.supervise import Limits, supervise
-from graded_support.workspace import KIT, Workspace, remove, tree_hash
+from graded_support.workspace import KIT, Workspace, hash_code, hash_files, remove
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line with a suggestion, and whose flags cannot be shortened."""
+    """An ArgumentParser whose errors are one line with a suggestion, and whose flags cannot be shortened.
+
+    `cs_systems.cli` has one like it, which cannot be used here: that package is what is graded.
+    """
 
     def error(self, message: str) -> NoReturn:
         """Print one line that says what is wrong, and leave with exit code 2."""
@@ -111,7 +114,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         absent_note=_read_hidden_note(),
         about={"submission": args.submission.absolute().name, "seed": args.seed},
     )
-    record.about |= {"started": datetime.now(UTC).isoformat(timespec="seconds"), "kit_sha256": tree_hash(KIT)}
+    record.about |= {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "kit_sha256": hash_files(KIT),
+    }
     for number in ENDING_SIGNALS:
         signal.signal(number, _interrupt)
     return _grade(args, record, [name for name in files if problem_of(name) in args.problem])
@@ -141,7 +147,8 @@ def _grade(args: argparse.Namespace, record: Record, files: list[str]) -> int:
             code, problem = EXIT_USAGE, str(error)
             record.fail_all(problem)
         else:
-            record.about["submission_sha256"] = tree_hash(workspace.original)
+            record.about["submission_sha256"] = hash_files(workspace.original)
+            record.about["code_sha256"] = hash_code(workspace.original)
             if not supervise(record, workspace, adapters, args.seed, limits):
                 code = EXIT_FAILED
                 problem = "the grader itself failed; what is not reached is no fault of the submission"

@@ -7,6 +7,8 @@ from graded_support.compare import check_tensor, rounding_bound
 from graded_support.model_checks import check_gradient, check_unchanged
 from graded_support.model_truth import softmax
 
+MEAN = "It is the mean of log(sum_j exp(x_j)) - x_target over the batch: one number, without axes."
+
 
 def surprise(x, targets):
     """-log(softmax(x)[target]) of each row."""
@@ -45,9 +47,8 @@ def check(adapters, inputs, targets, *, hint):
 
 
 def test_mean_over_the_batch(adapters):
-    hint = "It is the mean of log(sum_j exp(x_j)) - x_target over the batch: one number, without axes."
-    check(adapters, 2 * torch.randn(6, 9), torch.tensor([0, 8, 3, 3, 5, 1]), hint=hint)
-    check(adapters, torch.randn(1, 4), torch.tensor([3]), hint=hint)
+    check(adapters, 2 * torch.randn(6, 9), torch.tensor([0, 8, 3, 3, 5, 1]), hint=MEAN)
+    check(adapters, torch.randn(1, 4), torch.tensor([3]), hint=MEAN)
 
 
 def test_logits_of_thousands(adapters):
@@ -59,6 +60,13 @@ def test_logits_of_thousands(adapters):
     check(adapters, far_apart, torch.tensor([0, 1]), hint=hint)
     check(adapters, far_apart, torch.tensor([1, 2]), hint=hint)
     check(adapters, torch.tensor([[1000.0, 999.0], [-2000.0, -2001.0]]), torch.tensor([1, 0]), hint=hint)
+
+
+def test_logits_of_sixteen_bits_have_a_loss_in_fp32(adapters):
+    hint = "Convert the logits to fp32 before anything else: their sum and logarithm need more than 16 bits."
+    inputs, targets = 2 * torch.randn(5, 12), torch.tensor([11, 0, 4, 4, 7])
+    check(adapters, inputs.bfloat16(), targets, hint=hint)
+    check(adapters, inputs.half(), targets, hint=hint)
 
 
 def test_gradient_is_softmax_minus_target(adapters):
@@ -82,5 +90,5 @@ def test_gradient_is_softmax_minus_target(adapters):
 def test_the_logits_stay_as_they_were(adapters):
     inputs = torch.randn(4, 6)
     before = inputs.clone()
-    adapters.run_cross_entropy(inputs, torch.tensor([0, 5, 2, 2]))
+    check(adapters, inputs, torch.tensor([0, 5, 2, 2]), hint=MEAN)
     check_unchanged(inputs, before, what="run_cross_entropy", name="inputs")

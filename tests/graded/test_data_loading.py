@@ -31,6 +31,16 @@ def get_batch(adapters, data, batch_size, context_length, device="cpu"):
     return batch
 
 
+def check_consecutive(inputs, targets):
+    """Fail unless these are windows of data that count on by one, and the tokens that follow."""
+    places = torch.arange(inputs.shape[1])
+    if not torch.equal(targets, inputs + 1) or not torch.equal(inputs[:, :1] + places, inputs):
+        fail(
+            f"of data in which each token is one more than the last, a row of the inputs is "
+            f"{inputs[0].tolist()}, and its targets are {targets[0].tolist()}"
+        )
+
+
 def draw_starts(adapters, num_windows, batch_size):
     """The first tokens of a batch of windows of 4 tokens, of data in which a token's value is its place."""
     inputs, _ = get_batch(adapters, np.arange(num_windows + 4), batch_size, 4)
@@ -102,6 +112,21 @@ def test_windows_are_drawn_at_random(adapters):
             )
 
 
+def test_a_seed_of_torch_repeats_a_batch(adapters):
+    """One seed for weights, dropout and data is what makes a run repeatable."""
+    batches = []
+    for seed in (7, 7, 8):
+        torch.manual_seed(seed)
+        batches.append(draw_starts(adapters, 1000, 32))
+    if batches[0] != batches[1]:
+        fail(
+            "after the same torch.manual_seed two batches differ: draw with torch (torch.randint), whose own "
+            "generator it seeds; numpy and random have others"
+        )
+    if batches[0] == batches[2]:
+        fail("after another torch.manual_seed the batch is the same: draw it at random, with torch")
+
+
 def test_a_memory_mapped_file_of_two_byte_tokens_is_read(adapters, tmp_path):
     """Texts are stored so: ids up to 65535 in uint16, a file that need not fit into memory."""
     values = np.arange(40_000, 40_200, dtype=np.uint16)
@@ -110,8 +135,7 @@ def test_a_memory_mapped_file_of_two_byte_tokens_is_read(adapters, tmp_path):
     inputs, targets = get_batch(adapters, data, 8, 16)
     if int(inputs.min()) < 0:
         fail("ids over 32767 came out negative: uint16 was read as int16; go to int64 directly")
-    if not torch.equal(targets, inputs + 1) or not torch.equal(inputs[:, :1] + torch.arange(16), inputs):
-        fail(f"windows of a memory-mapped uint16 file are wrong: a row is {inputs[0].tolist()}")
+    check_consecutive(inputs, targets)
     if not 40_000 <= int(inputs.min()) <= int(targets.max()) < 40_200:
         fail(f"ids from 40000 to 40199 came out as {int(inputs.min())} to {int(targets.max())}")
 
@@ -119,11 +143,15 @@ def test_a_memory_mapped_file_of_two_byte_tokens_is_read(adapters, tmp_path):
 def test_tensors_are_on_the_device_that_was_asked_for(adapters):
     data = np.arange(100)
     if torch.cuda.is_available():
-        for tensor in get_batch(adapters, data, 2, 8, "cuda:0"):
+        pair = get_batch(adapters, data, 2, 8, "cuda:0")
+        check_consecutive(*(tensor.cpu() for tensor in pair))
+        for tensor in pair:
             if tensor.device != torch.device("cuda:0"):
                 fail(f"run_get_batch for cuda:0 returned a tensor on {tensor.device}")
         return
-    for tensor in get_batch(adapters, data, 2, 8, "cpu"):
+    pair = get_batch(adapters, data, 2, 8, "cpu")
+    check_consecutive(*pair)
+    for tensor in pair:
         if tensor.device != torch.device("cpu"):
             fail(f"run_get_batch for cpu returned a tensor on {tensor.device}")
     try:

@@ -45,3 +45,8 @@ def test_ids_may_have_any_shape(adapters):
 
 def test_first_and_last_row(adapters):
     check(adapters, torch.randn(7, 3), torch.tensor([[0, 6], [6, 0]]))
+
+
+def test_rows_of_sixteen_bits_keep_their_type(adapters):
+    check(adapters, torch.randn(7, 4).bfloat16(), torch.tensor([2, 0, 6]))
+    check(adapters, torch.randn(7, 4).half(), torch.tensor([2, 0, 6]))

@@ -67,6 +67,9 @@ def test_small_gradients_stay_as_they_are(adapters):
     for parameter, before in zip(parameters, gradients, strict=True):
         if not torch.equal(parameter.grad, before):
             fail("gradients below max_l2_norm were changed in their last bits: multiply by 1, or not at all")
+    # The same gradients are too large for a smaller bound: nothing was done to them for the right reason.
+    adapters.run_gradient_clipping(parameters, norm / 4)
+    check(parameters, gradients, norm / 4 / (norm + 1e-6), {"nothing is ever changed": [1.0] * 3})
 
 
 def test_a_millionth_is_added_to_the_norm(adapters):

@@ -23,7 +23,7 @@ def plan():
 @pytest.mark.gpu
 def test_forward_and_backward_are_faster_than_the_formula(plan, adapters):
     try:
-        result = race(plan, adapters.get_flashattention_autograd_function_triton())
+        result = race(plan, adapters.get_flashattention_autograd_function_triton(), "triton")
     except RejectedError as error:
         fail(f"flash attention was not timed: {error}")
     seconds = {name: statistics.median(values) for name, values in result["samples_s"].items()}

@@ -55,6 +55,8 @@ def test_then_half_a_cosine_leads_down(adapters):
 
 
 def test_after_the_cycle_it_stays_at_the_least(adapters):
+    # It stays there after it came down, which is still under way here.
+    check(adapters, 30, fall((30 - WARM_UP) / (END - WARM_UP)), {"the rate is always the least": LEAST})
     for it in (END, END + 1, END + 16, 10 * END):
         mistakes = {
             "the cosine goes on after cosine_cycle_iters and rises again": fall(

@@ -42,3 +42,9 @@ def test_there_is_no_bias(adapters):
         dtype=torch.float32,
         hint="A product with zeros is zero: what is left is a bias, and there is none.",
     )
+    check(adapters, torch.randn(6, 10), torch.randn(3, 10))
+
+
+def test_sixteen_bits_come_out_as_they_went_in(adapters):
+    check(adapters, torch.randn(6, 8).bfloat16(), torch.randn(4, 8).bfloat16())
+    check(adapters, torch.randn(6, 8).half(), torch.randn(4, 8).half())

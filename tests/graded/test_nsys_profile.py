@@ -113,7 +113,11 @@ def test_an_exception_closes_the_range_and_passes_through(adapters):
 def test_ranges_change_no_value_of_attention(adapters):
     for is_causal in (False, True):
         q, k, v = make_inputs(keys=5 if is_causal else 7)
-        check_values(adapters.run_annotated_attention(q, k, v, is_causal), q, k, v, is_causal)
+        outputs = []
+        events = record(lambda: outputs.append(adapters.run_annotated_attention(q, k, v, is_causal)))  # noqa: B023
+        check_values(outputs[0], q, k, v, is_causal)
+        for name in (SCORES, SOFTMAX, FINAL):  # without ranges this would be easy
+            find_range(events, name)
 
 
 def test_three_ranges_are_all_of_attention(adapters):
@@ -159,6 +163,10 @@ def test_backward_has_ranges_of_its_own(adapters):
     def run():
         with torch.profiler.record_function("the whole forward"):
             outputs.append(adapters.run_annotated_attention(q, k, v, True))
+        if not isinstance(outputs[0], torch.Tensor):
+            fail(f"run_annotated_attention returned a {type(outputs[0]).__name__}; expected a torch.Tensor")
+        if not outputs[0].requires_grad:
+            fail("the result of run_annotated_attention has no gradient: ranges must leave the graph whole")
         outputs[0].backward(gradient)
 
     events = record(run)

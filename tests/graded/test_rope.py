@@ -50,5 +50,5 @@ def test_sixteen_bits_come_out_as_they_went_in(adapters):
 def test_the_input_stays_as_it_was(adapters):
     x = torch.randn(4, 8)
     before = x.clone()
-    adapters.run_rope(8, 10_000.0, 16, x, torch.arange(4))
+    check_rope(adapters, x, torch.arange(4))
     check_unchanged(x, before, what="run_rope", name="in_query_or_key")

@@ -10,7 +10,7 @@ from graded_support.model_truth import softmax
 
 def check(adapters, in_features, dim, *, hint=""):
     """Compare with float64, and with softmax along every other axis."""
-    x = in_features.double()
+    x, dtype = in_features.double(), in_features.dtype
     mistakes = {
         f"it is taken along axis {axis}": softmax(x, axis) for axis in range(x.ndim) if axis != dim % x.ndim
     }
@@ -30,8 +30,8 @@ def check(adapters, in_features, dim, *, hint=""):
         adapters.run_softmax(in_features, dim),
         expected,
         what=f"run_softmax of {tuple(x.shape)} along axis {dim}",
-        allowed=rounding_bound(torch.float32, 1, roundings * expected) + torch.finfo(torch.float32).tiny,
-        dtype=torch.float32,
+        allowed=rounding_bound(dtype, 1, roundings * expected) + torch.finfo(dtype).tiny,
+        dtype=dtype,
         mistakes=mistakes,
         hint=hint or "It is exp(x_i) / sum_j exp(x_j) along the axis.",
     )
@@ -60,6 +60,11 @@ def test_a_row_far_below_the_others(adapters):
     check(adapters, 1e4 * torch.randn(4, 6), -1, hint=hint)
 
 
+def test_sixteen_bits_come_out_as_they_went_in(adapters):
+    check(adapters, torch.randn(4, 6).bfloat16(), -1)
+    check(adapters, (20 + torch.randn(4, 6)).half(), 0)  # exp(12) is beyond fp16
+
+
 def test_gradient(adapters):
     in_features, upstream = 2 * torch.randn(4, 7), torch.randn(4, 7)
     x = in_features.double().requires_grad_()
@@ -83,5 +88,5 @@ def test_gradient(adapters):
 def test_the_input_stays_as_it_was(adapters):
     in_features = torch.randn(3, 5)
     before = in_features.clone()
-    adapters.run_softmax(in_features, -1)
+    check(adapters, in_features, -1)
     check_unchanged(in_features, before, what="run_softmax", name="in_features")

@@ -44,36 +44,41 @@ def test_gradient(adapters, device):
         dy = torch.randn(shape, device=device)
         dy = dy if layout is None else LAYOUTS[layout](dy.T if layout == "transposed" else dy)
         (actual,) = gradients(run_softmax(adapters, x), [x], dy, what="the softmax kernel", in_triton=True)
-        y, dy = x.detach().double().softmax(1), dy.double()
-        mean = (y * dy).sum(1, keepdim=True)
-        # y is off by forward's error, and the sum of as many products as there are columns is off by its own.
-        error = softmax_error(x.detach().double(), y)
-        size = (y * dy.abs()).sum(1, keepdim=True)
-        allowed = error * (dy - mean).abs() + y * ((error * dy.abs()).sum(1, keepdim=True))
-        allowed += rounding_bound(torch.float32, 1, y * (shape[1] * size + 2 * dy.abs()))
-        check_tensor(
-            actual,
-            y * (dy - mean),
-            what=f"the gradient of softmax of {shape}, dy with strides {dy.stride()}",
-            allowed=allowed,
-            dtype=torch.float32,
-            mistakes={
-                "the other outputs of the row are forgotten: it is y * (dy - sum(y * dy))": y * dy,
-                "only the diagonal y * (1 - y) is used: each input changes all outputs of its row": y
-                * (1 - y)
-                * dy,
-                "dy - sum(y * dy) is not multiplied by y": dy - mean,
-                "sum(y * dy) is added instead of subtracted": y * (dy + mean),
-                "sum(dy) is subtracted instead of sum(y * dy)": y * (dy - dy.sum(1, keepdim=True)),
-                "the gradient that arrives is taken for all ones": torch.zeros_like(y),
-            },
-            hint="dx = y * (dy - sum(y * dy)), where the sum goes over the row.",
-        )
+        check_gradient(actual, x, dy)
 
 
 def test_one_kernel_forward_and_one_backward(adapters, device):
-    x = torch.randn(4, 50, device=device, requires_grad=True)
-    y = run_softmax(adapters, x, launches=1)
-    gradients(
-        y, [x], torch.randn(4, 50, device=device), what="the softmax kernel", in_triton=True, launches=1
+    for launches in (None, 1):  # autotune tries out tiles in the first call
+        x = torch.randn(4, 50, device=device, requires_grad=True)
+        dy = torch.randn(4, 50, device=device)
+        y = run_softmax(adapters, x, launches=launches)
+        (actual,) = gradients(y, [x], dy, what="the softmax kernel", in_triton=True, launches=launches)
+    check_gradient(actual, x, dy)
+
+
+def check_gradient(actual, x, dy):
+    y, dy = x.detach().double().softmax(1), dy.double()
+    mean = (y * dy).sum(1, keepdim=True)
+    # y is off by forward's error, and the sum of as many products as there are columns is off by its own.
+    error = softmax_error(x.detach().double(), y)
+    size = (y * dy.abs()).sum(1, keepdim=True)
+    allowed = error * (dy - mean).abs() + y * ((error * dy.abs()).sum(1, keepdim=True))
+    allowed += rounding_bound(torch.float32, 1, y * (x.shape[1] * size + 2 * dy.abs()))
+    check_tensor(
+        actual,
+        y * (dy - mean),
+        what=f"the gradient of softmax of {tuple(x.shape)}, dy with strides {dy.stride()}",
+        allowed=allowed,
+        dtype=torch.float32,
+        mistakes={
+            "the other outputs of the row are forgotten: it is y * (dy - sum(y * dy))": y * dy,
+            "only the diagonal y * (1 - y) is used: each input changes all outputs of its row": y
+            * (1 - y)
+            * dy,
+            "dy - sum(y * dy) is not multiplied by y": dy - mean,
+            "sum(y * dy) is added instead of subtracted": y * (dy + mean),
+            "sum(dy) is subtracted instead of sum(y * dy)": y * (dy - dy.sum(1, keepdim=True)),
+            "the gradient that arrives is taken for all ones": torch.zeros_like(y),
+        },
+        hint="dx = y * (dy - sum(y * dy)), where the sum goes over the row.",
     )

@@ -77,6 +77,8 @@ def test_the_stream_passes_when_the_matrices_are_zero(adapters):
         dtype=torch.float32,
         hint="Both branches are 0 here: what they are added to must be the stream itself, as it came in.",
     )
+    # What passes the stream on and nothing else is no block.
+    check(adapters, truth.random_weights(8, 12), x)
 
 
 def test_any_theta_and_sequences_up_to_the_longest(adapters):
@@ -92,5 +94,5 @@ def test_eps_of_the_norms(adapters):
 def test_the_input_stays_as_it_was(adapters):
     weights, x = truth.random_weights(8, 12), torch.randn(1, 3, 8)
     before = x.clone()
-    adapters.run_transformer_block(8, 2, 12, 16, 10_000.0, weights, x)
+    check(adapters, weights, x)
     check_unchanged(x, before, what="run_transformer_block", name="in_features")

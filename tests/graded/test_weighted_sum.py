@@ -96,7 +96,8 @@ def test_gradients_where_strides_are_unusual(adapters, device):
 
 def check_gradients(adapters, x, weight, dy):
     y = forward(adapters, x, weight)
-    dx, dweight = gradients(y, [x, weight], dy, what=WHAT, in_triton=True)
+    # The partial sums of the programs may be added up by PyTorch.
+    dx, dweight = gradients(y, [x, weight], dy, what=WHAT, in_triton=True, may=["aten::sum"])
     wide, wide_weight, wide_dy = x.detach().double(), weight.detach().double(), dy.double()
     what = f"of {WHAT} of {tuple(x.shape)}, strides {x.stride()}, dy with stride {dy.stride()}"
     check_tensor(

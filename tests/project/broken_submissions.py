@@ -112,7 +112,13 @@ for name in glob.glob("/proc/[0-9]*/cmdline"):
     if os.path.exists(name) and os.fsencode(os.environ["TMPDIR"] + "/other") in open(name, "rb").read():
         sys.exit("a process of an earlier test is still there")
 """
-KIT = "os.path.dirname(os.path.dirname(sys.modules['graded_support'].__file__))"
+KIT = "os.path.dirname(os.path.dirname(sys.modules['graded_' + 'support'].__file__))"
+"""The folder of the tests; their name in one piece would be taken for an import."""
+REPLACE_FUNCTIONS_OF_TESTS = """
+for name, module in list(sys.modules.items()):
+    if name.endswith(".numbers") and hasattr(module, "check_number"):
+        module._is_close = lambda *values: True
+"""
 
 BROKEN = [
     Broken("nothing-is-broken", misbehaving("pass"), 4),
@@ -192,7 +198,10 @@ BROKEN = [
         "skipped by what it tests",
     ),
     Broken(
-        "pytest-xfail", misbehaving("import pytest; pytest.xfail('known')"), 3, "expected to fail|skipped by"
+        "pytest-xfail",
+        misbehaving("import pytest; pytest.xfail('known')"),
+        3,
+        r"^the test was skipped by what it tests \(pytest.xfail, known\)$",
     ),
     Broken(
         "segmentation-fault", misbehaving("ctypes.string_at(0)"), 3, r"SIGSEGV.*, in tests/adapters.py, line"
@@ -305,6 +314,31 @@ BROKEN = [
         "expected",
     ),
     Broken("replaces-functions", wrong(MEDDLE), 0, ""),
+    Broken(
+        "imports-the-answers",
+        importing("from graded_support import numbers"),
+        0,
+        "tests/adapters.py imports graded_support, the tests' own answers",
+    ),
+    Broken(
+        "imports-the-answers-late-and-elsewhere",
+        {**misbehaving("import helper"), "helper.py": "import sys\nsys.modules['graded_support.numbers']\n"},
+        1,
+        "helper.py imports graded_support",
+    ),
+    Broken(
+        "replaces-functions-of-the-tests",
+        misbehaving(REPLACE_FUNCTIONS_OF_TESTS),
+        1,
+        "the code replaced graded_support.numbers._is_close, a function of the tests",
+    ),
+    Broken(
+        "switches-gradients-off",
+        adapters(f"import torch\n{misbehaving('torch.set_grad_enabled(False)')['tests/adapters.py']}"),
+        3,
+        "the code left torch with gradients switched off, which would spoil the tests after this one",
+    ),
+    Broken("changes-the-folder", misbehaving("os.chdir('/')"), 3, "the code changed the working folder"),
     Broken("equals-everything", adapters(ALWAYS_EQUAL), 0, "returned a Equal"),
     Broken("flattering-number", adapters(FLATTERER), 0, "expected"),
     Broken(

@@ -15,8 +15,11 @@ import time
 import zipfile
 
 import pytest
-from broken_submissions import BROKEN, Link
-from graded_support.workspace import Workspace, tree_hash
+from broken_submissions import BROKEN, Link, misbehaving
+from broken_submissions import KIT as BROKEN_KIT
+from graded_support.workspace import Workspace, hash_code, hash_files
+
+from cs_systems.grading import receipt
 
 ROOT = pathlib.Path(__file__).parents[2]
 GRADE = ROOT / "tests/graded/grade.py"
@@ -190,7 +193,7 @@ def test_interruption_keeps_what_was_graded(grading, number):
         printed, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert "3 of 4 checks were not reached" in printed
+    assert "3 of 4 tests were not reached" in printed
     results = json.loads(grading.output.read_text())
     assert not results["complete"]
     assert statuses(results) == ["passed"] + ["not reached"] * 3
@@ -397,9 +400,9 @@ def test_a_copy_has_no_links_pipes_or_environments(tmp_path):
     workspace = Workspace(tmp_path / "workspace")
     workspace.take(source)
     assert set(contents(workspace.original)) == set(kept)
-    assert tree_hash(source) == tree_hash(workspace.original)
+    assert hash_files(source) == hash_files(workspace.original)
     (workspace.original / "a.py").write_text("changed")
-    assert tree_hash(source) != tree_hash(workspace.original)
+    assert hash_files(source) != hash_files(workspace.original)
 
 
 # --- What the tests are ------------------------------------------------------------------------------------
@@ -421,19 +424,25 @@ def test_hidden_tests_are_counted_and_not_told(grading, tmp_path):
     checks = f"    assert secret_seed == 7\n    assert {CALL} == 'secret'\n"
     secret = f"def test_secret(adapters, secret_seed):\n{checks}"
     kit = copy_kit(tmp_path, {f"hidden/test_{PROBLEM}.py": secret})
-    write_submission(grading.submission, RIGHT)
+    nosy = f"assert 'CS_SYSTEMS_SEED' not in os.environ and not os.path.exists({BROKEN_KIT} + '/hidden')"
+    write_submission(grading.submission, misbehaving(nosy))  # the four others run where neither is
     result = grading.run("--seed", "7", script=kit / "grade.py")
     assert result.returncode == 0, result.stderr
     assert "secret" not in result.stdout
-    assert "hidden check 1: a hidden check failed" in result.stdout
+    assert "hidden test 1: a hidden test failed" in result.stdout
     result = grading.run("--seed", "7", "--format", "gradescope", script=kit / "grade.py")
     results = json.loads(result.stdout)
-    assert "1 of the 5 checks are hidden" in results["output"]
+    assert "1 of the 5 tests are hidden tests" in results["output"]
     visibilities = {test["name"]: test["visibility"] for test in results["tests"]}
     assert [name for name, value in visibilities.items() if value != "visible"] == [
         "learning_rate_schedule: hidden: test_secret"
     ]
     assert results["score"] == 0.8
+    assert "seed" not in result.stdout.replace("secret_seed", "")
+    result = grading.run("--seed", "7", "--format", "json", "--show-hidden", script=kit / "grade.py")
+    results = json.loads(result.stdout)
+    assert (results["complete"], results["num_starts"], results["seed"]) == (True, 2, 7)
+    assert statuses(results) == ["passed"] * 4 + ["failed"]
 
 
 def test_a_test_that_cannot_be_read_is_the_graders_failure(grading, tmp_path):
@@ -470,13 +479,50 @@ pending = "not taught yet"
 """
 
 
+def fake_torch(has_gpu):
+    """Found before the real one."""
+    return (
+        "def __getattr__(name): return lambda *values: None\n"
+        f"class cuda:\n    is_available = lambda: {has_gpu}\n    get_device_name = lambda: 'made up'\n"
+    )
+
+
+def test_a_gpu_does_not_vanish_because_the_submission_says_so(grading, tmp_path):
+    test = f"import pytest\n@pytest.mark.gpu\ndef test_gpu(adapters):\n    {CALL}\n"
+    kit = copy_kit(tmp_path, {f"test_{PROBLEM}.py": test, "torch.py": fake_torch(True)})
+    hides = (
+        "import os, torch\nos.environ['CUDA_VISIBLE_DEVICES'] = ''\ntorch.cuda.is_available = lambda: False\n"
+    )
+    write_submission(grading.submission, {"tests/adapters.py": hides + RIGHT["tests/adapters.py"]})
+    _, results = grading.run_json(script=kit / "grade.py")
+    assert statuses(results) == ["passed"]
+
+
+def test_kernels_do_not_become_pending_because_the_submission_says_so(grading):
+    hides = "import os\nos.environ['TRITON_INTERPRET'] = '0'\nos.environ['CUDA_VISIBLE_DEVICES'] = ''\n"
+    write_submission(grading.submission, {"tests/adapters.py": hides})
+    _, results = grading.run_json("--problem", "weighted_sum")
+    assert set(statuses(results)) == {"failed"}
+
+
+def test_the_grader_and_the_manifest_of_an_archive_name_the_same_code(tmp_path):
+    files = {
+        "cs_systems/a.py": "1",
+        "cs_systems/b/c.py": "2",
+        "tests/adapters.py": "3",
+        "results/d.jsonl": "4",
+    }
+    folder = write_submission(tmp_path, files)
+    assert hash_code(folder) == receipt.hash_code(folder)
+    assert hash_code(folder) != hash_files(folder)
+
+
 def test_pending_stays_pending_whatever_the_import_does(grading, tmp_path):
     gpu = f"@pytest.mark.gpu\ndef test_gpu(adapters):\n    {CALL}\n"
     files = {
         f"test_{PROBLEM}.py": f"import pytest\n{gpu}def test_other(adapters):\n    {CALL}\n",
         "test_fsdp.py": f"def test_it(adapters):\n    {CALL}\n",
-        # Found before the real one, so that no machine has a GPU.
-        "torch.py": "def manual_seed(seed): pass\nclass cuda:\n    is_available = staticmethod(bool)\n",
+        "torch.py": fake_torch(False),
         "rubric.toml": RUBRIC,
     }
     kit = copy_kit(tmp_path, files)

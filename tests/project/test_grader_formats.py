@@ -20,7 +20,7 @@ FLASH = CodeProblem("flash", "tiles", points=13, section=2)
 FSDP = CodeProblem("fsdp", "shards", points=15, section=3, pending="not taught yet")
 NASTY = "expected <b>|x|</b> & 3 \ufffd"
 RESULTS = [
-    TestResult("test_linear.py::test_a", "passed", duration_s=0.25),
+    TestResult("test_linear.py::test_a", "passed", duration_s=0.25, remarks=("x.py, line 3, calls y",)),
     TestResult("test_linear.py::test_b[x-1]", "failed", NASTY, f"{NASTY}\nline 2"),
     TestResult("hidden/test_linear.py::test_secret", "failed", "the secret", "all of the secret"),
     TestResult("test_flash.py::test_c", "passed"),
@@ -81,7 +81,11 @@ def test_gradescope_leaves_the_points_of_pending_tests_open(record):
 
 def test_gradescope_says_a_reason_once(record):
     outputs = [test["output"] for test in json.loads(render_gradescope(record, show_hidden=False))["tests"]]
-    assert outputs[:3] == ["", f"{NASTY}\nline 2", "the secret\n\nall of the secret"]
+    assert outputs[:3] == [
+        "remark: x.py, line 3, calls y",
+        f"{NASTY}\nline 2",
+        "the secret\n\nall of the secret",
+    ]
 
 
 def test_json_keeps_everything(record):
@@ -100,8 +104,21 @@ def test_json_keeps_everything(record):
 def test_hidden_details_are_for_instructors(record, name):
     told = FORMATS[name](record, show_hidden=False)
     assert "secret" not in told
-    assert "a hidden check failed" in told
+    assert "a hidden test failed" in told
     assert "secret" in FORMATS[name](record, show_hidden=True)
+
+
+@pytest.mark.parametrize("name", ["table", "md", "json", "gradescope"])
+def test_remarks_are_told_and_cost_nothing(record, name):
+    assert FORMATS[name](record, show_hidden=False).count("x.py, line 3, calls y") == (
+        2 if name == "json" else 1
+    )
+    assert record.scores()[0].earned == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("show_hidden", [False, True])
+def test_gradescope_gets_the_seed_with_the_hidden_tests(record, show_hidden):
+    assert ("seed" in render_gradescope(record, show_hidden=show_hidden)) == show_hidden
 
 
 def test_junit_counts_what_it_holds(record):
@@ -137,17 +154,17 @@ def test_table_has_points_reasons_and_origin(record):
     assert "flash, test_d: not reached" in told
     assert "fsdp, " not in told  # its reason to be pending stands in its row
     assert "Something is odd." in told
-    assert "1 of 7 checks were not reached." in told
-    assert "1 of the 7 checks are hidden: students do not have them." in told
+    assert "1 of 7 tests were not reached." in told
+    assert "1 of the 7 tests are hidden tests: students do not have them." in told
     assert "Graded with python 3.11, seed 3, tests 0123456789ab." in told
     assert max(map(len, told.splitlines())) <= 100
 
 
 def test_absent_hidden_tests_are_announced():
     record = Record(
-        (LINEAR,), results={RESULTS[0].id: RESULTS[0]}, absent_note="3 further checks are hidden."
+        (LINEAR,), results={RESULTS[0].id: RESULTS[0]}, absent_note="3 further tests are hidden tests."
     )
-    assert "3 further checks are hidden." in render_table(record, show_hidden=False)
+    assert "3 further tests are hidden tests." in render_table(record, show_hidden=False)
 
 
 def test_a_table_lists_three_failures_of_a_problem():
@@ -174,3 +191,5 @@ def test_a_verdict_that_is_none_is_a_failure():
     )
     assert (result.status, result.duration_s, len(result.output)) == ("failed", 1.5, 4000)
     assert "\n" not in result.message
+    remarks = read_result("test_x.py::t", {"status": "passed", "remarks": ["a\x1b", 3]}, 1.0).remarks
+    assert remarks == ("a?", "3")

@@ -555,10 +555,60 @@ def test_a_folder_that_is_no_project_is_refused(tmp_path):
 
 
 def test_hidden_tests_are_counted_and_announced(tmp_path):
-    assert handout.hidden_note(tmp_path) == ""
     folder = tmp_path / handout.HIDDEN
     folder.mkdir(parents=True)
+    assert handout.hidden_note(tmp_path) == ""
     (folder / "test_rope.py").write_text(
         "def test_a():\n    pass\n\n\ndef helper():\n    pass\n\n\ndef test_b():\n    pass\n"
     )
     assert handout.hidden_note(tmp_path).startswith("2 further tests are hidden: ")
+
+
+def test_as_many_hidden_tests_are_announced_as_pytest_collects(tmp_path):
+    folder = tmp_path / handout.HIDDEN
+    folder.mkdir(parents=True)
+    (folder / "test_rope.py").write_text(
+        "import pytest\n\n@pytest.mark.parametrize('n', range(3))\n@pytest.mark.parametrize('m', 'ab')\n"
+        "def test_a(n, m):\n    pass\n\nclass TestB:\n    def test_c(self):\n        pass\n"
+    )
+    (folder.parent / "test_rope.py").write_text("def test_shown():\n    pass\n")
+    assert handout.hidden_note(tmp_path).startswith("7 further tests are hidden: ")
+
+
+LINEAR = '[[problem]]\nid = "linear"\ntitle = "a product"\npoints = 1\n'
+
+
+@pytest.mark.parametrize(
+    ("rubric", "file", "said"),
+    [
+        (LINEAR.replace("id", "name"), None, "not a rubric"),
+        ("points = 1", None, "not a rubric"),
+        (LINEAR.replace("points = 1", ""), None, "points"),
+        (LINEAR.replace("= 1", "= -1"), None, "linear has points = -1"),
+        (LINEAR.replace("= 1", "= inf"), None, "linear has points = inf"),
+        (LINEAR.replace("= 1", '= "1"'), None, "linear has points = '1'"),
+        (LINEAR.replace("linear", "liner"), None, "liner has no tests; write tests/graded/test_liner.py"),
+        (LINEAR, "test_rope.py", "tests/graded/test_rope.py is of no problem of"),
+        (LINEAR, "hidden/test_rope.py", "tests/graded/hidden/test_rope.py is of no problem of"),
+        (LINEAR, "hidden/test_linear.py", "hidden/test_linear.py: pytest cannot collect its tests (Syntax"),
+    ],
+)
+def test_a_rubric_or_tests_that_are_wrong_stop_everything(tmp_path, capsys, monkeypatch, rubric, file, said):
+    root = copy_sources(tmp_path / "project")
+    kit = root / "tests/graded"
+    for path in [*kit.glob("test_*.py"), *kit.glob("hidden/test_*.py")]:
+        path.unlink()
+    (kit / "rubric.toml").write_text(rubric)
+    for name in ("test_linear.py", file) if file else ("test_linear.py",):
+        (kit / name).write_text("def test_it(:\n" if name == "hidden/test_linear.py" else "")
+    monkeypatch.setattr(handout, "ROOT", root)
+    if "collect" in said:
+        # Markers of problems that this small rubric does not have would be found before.
+        monkeypatch.setattr(handout, "strip_blocks", lambda text, path, sections: text)
+    with pytest.raises(SystemExit) as left:
+        handout.main(["--output-dir", str(tmp_path / "dist/handout")])
+    assert left.value.code == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "dist").exists()

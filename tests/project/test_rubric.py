@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib
 import importlib.util
+import operator
 import os
 import pathlib
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from graded_support.rubric import CodeProblem, TestResult, points_table, read_rubric, score_problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -315,6 +317,16 @@ def test_a_rubric_gives_sections_in_its_order(tmp_path):
         (1, "linear", 1),
         (2, "rope", 0.5),
     ]
+
+
+def test_what_is_not_allowed_exists_in_torch_and_is_named_in_the_text():
+    names = {name for problem in PROBLEMS for name in problem.not_allowed}
+    assert len(names) > 10
+    for name in names:
+        assert callable(operator.attrgetter(name.removeprefix("torch."))(torch))
+    assert [
+        problem.id for problem in PROBLEMS if problem.id.endswith("schedule") and problem.not_allowed
+    ] == []
 
 
 # --- Points -----------------------------------------------------------------------------------------------

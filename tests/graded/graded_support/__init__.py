@@ -7,11 +7,11 @@ processes, pipes, workspace, record, formats. The rest serves the tests of one k
     adamw                                                       the optimizer
     fake_device                                                 benchmarking_script
     recording                                                   nsys_profile
-    accumulation, number_formats, autocast_types                mixed precision
+    accumulation, autocast_types                                mixed precision
     blocks                                                      gradient_checkpointing
-    row_kernels, kernel_calls                                   kernels
+    row_kernels, kernel_calls, watching                         kernels
     attention_truth, attention_mistakes, attention_checks       flash attention
-    timed_calls, timed_results                                  leaderboard
+    timed_calls, timed_results, timed_work                      leaderboard
     ranks, collectives, data_parallel                           several devices
     sharded_state, sharded_weights                              optimizer_state_sharding, fsdp
 

@@ -38,7 +38,7 @@ def result_mistakes(inputs: Inputs, found: Any) -> dict[str, Callable[[], Tensor
         "the scores are not multiplied by 1 / sqrt(d)": partial(by_formula, scale=1.0),
         "the scores are multiplied by 1 / sqrt(d) twice": partial(by_formula, scale=inputs.scale**2),
         "the result is not divided by the sum of the exponentials": (
-            partial(_tiled, inputs, num_keys, divide=False)
+            lambda: (scores_of(inputs) - scores_of(inputs).amax(-1, keepdim=True)).exp() @ v
         ),
         "every sequence of the batch is computed from the first one": (
             lambda: true_result(inputs).values[:1].expand(found.shape)
@@ -89,14 +89,14 @@ def gradient_mistakes(inputs: Inputs) -> dict[str, dict[str, Tensor | Callable[[
     wrong = {
         ALL_ONES: lambda: {name: truth.values for name, truth in true_gradients(ones).items()},
         "D, the sum of o * do in each row, is not subtracted from dP": (
-            partial(_backward, inputs, weights, keep=0.0)
+            partial(_gradients, inputs, weights, keep=0.0)
         ),
         "D, the sum of o * do in each row, is added to dP instead of subtracted": (
-            partial(_backward, inputs, weights, keep=-1.0)
+            partial(_gradients, inputs, weights, keep=-1.0)
         ),
-        "P is not made from L: it is exp(S - L)": partial(_backward, inputs, scores.exp()),
-        "S is not multiplied by 1 / sqrt(d) before P = exp(S - L)": partial(_backward, inputs, unscaled),
-        "backward forgets the mask": partial(_backward, inputs, unmasked),
+        "P is not made from L: it is exp(S - L)": partial(_gradients, inputs, scores.exp()),
+        "S is not multiplied by 1 / sqrt(d) before P = exp(S - L)": partial(_gradients, inputs, unscaled),
+        "backward forgets the mask": partial(_gradients, inputs, unmasked),
     }
     mistakes: dict[str, dict[str, Tensor | Callable[[], Tensor]]] = {
         name: {words: lambda give=give, name=name: give()[name] for words, give in wrong.items()}
@@ -149,13 +149,13 @@ def _tile_mistakes(
         f"only the first tile of keys is read {of}": partial(by_formula, visible & (key < tile)),
         f"only the last tile of keys counts {of}": partial(by_formula, visible & last_tile),
         f"O is not scaled down by exp(old m - new m) when the maximum grows {of}": (
-            partial(_tiled, inputs, tile, scale_o=False)
+            partial(_rescaled, inputs, tile, o=False)
         ),
         f"l is not scaled down by exp(old m - new m) when the maximum grows {of}": (
-            partial(_tiled, inputs, tile, scale_l=False)
+            partial(_rescaled, inputs, tile, total=False)
         ),
         f"neither O nor l is scaled down by exp(old m - new m) when the maximum grows {of}": (
-            partial(_tiled, inputs, tile, scale_o=False, scale_l=False)
+            partial(_rescaled, inputs, tile, o=False, total=False)
         ),
         f"each tile is divided by its own sum, as if it were a row of its own {of}": (
             partial(_softmax_of_each_tile, inputs, tile)
@@ -180,22 +180,16 @@ def _tile_mistakes(
     return mistakes
 
 
-def _tiled(
-    inputs: Inputs, tile: int, *, scale_o: bool = True, scale_l: bool = True, divide: bool = True
-) -> Tensor:
-    """The algorithm of the paper with one of its steps left out."""
+def _rescaled(inputs: Inputs, tile: int, *, o: bool = True, total: bool = True) -> Tensor:
+    """O over l, where one of them is not scaled down when the maximum grows.
+
+    Then each exponential keeps the maximum that its row had after its tile; else it is that of the whole row.
+    """
     v, scores = inputs.wide()[2], scores_of(inputs)
-    largest = torch.full_like(scores[..., :1], -torch.inf)
-    total, o = torch.zeros_like(largest), torch.zeros_like(v[:, :1])
-    for start in range(0, scores.shape[-1], tile):
-        part = scores[..., start : start + tile]
-        new = torch.maximum(largest, part.amax(-1, keepdim=True))
-        alpha = (largest - new).exp()
-        weights = (part - new).exp()
-        total = (total * alpha if scale_l else total) + weights.sum(-1, keepdim=True)
-        o = (o * alpha if scale_o else o) + weights @ v[:, start : start + tile]
-        largest = new
-    return o / total if divide else o
+    ends = torch.arange(scores.shape[-1], device=v.device) // tile * tile + tile - 1
+    so_far = scores.cummax(-1).values[..., ends.clamp(max=scores.shape[-1] - 1)]
+    late, right = (scores - so_far).exp(), (scores - scores.amax(-1, keepdim=True)).exp()
+    return (right if o else late) @ v / (right if total else late).sum(-1, keepdim=True)
 
 
 def _softmax_of_each_tile(inputs: Inputs, tile: int) -> Tensor:
@@ -207,9 +201,12 @@ def _softmax_of_each_tile(inputs: Inputs, tile: int) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-def _backward(inputs: Inputs, weights: Tensor, keep: float = 1.0) -> dict[str, Tensor]:
-    """Equations of the paper for these weights, of which `keep` times D is subtracted."""
-    (q, k, v), do = inputs.wide(), inputs.upstream().double()
+def _gradients(inputs: Inputs, weights: Tensor, keep: float = 1.0) -> dict[str, Tensor]:
+    """By autograd: as if P were `weights`, which change as exp(S), and `keep` times D were subtracted."""
+    q, k, v = (tensor.requires_grad_() for tensor in inputs.wide())
+    do = inputs.upstream().double()
+    scores = q @ k.mT * inputs.scale
+    p = weights * (scores - scores.detach()).exp()
     delta = (true_result(inputs).values * do).sum(-1, keepdim=True)
-    ds = weights * (do @ v.mT - keep * delta) * inputs.scale
-    return {"dq": ds @ k, "dk": ds.mT @ q, "dv": weights.mT @ do}
+    total = (p @ v * do).sum() - keep * (p * delta).sum()
+    return dict(zip(NAMES, torch.autograd.grad(total, (q, k, v)), strict=True))

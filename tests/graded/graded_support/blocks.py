@@ -15,6 +15,10 @@ WIDTH = 6
 NO_GRADIENT = (
     "gradients end at detach(), at no_grad(), and where use_reentrant=True meets an input without one"
 )
+NOT_AGAIN = (
+    "backward ran no block again, so everything was kept: put torch.utils.checkpoint.checkpoint around each "
+    "group of blocks"
+)
 LATE = "a function made in a loop looks its variables up when it is called, after the loop"
 
 
@@ -147,6 +151,8 @@ def check_values_and_gradients(stack: Stack, adapters: Any, blocks_per_checkpoin
             dtype=torch.float32,
             hint=f"Does backward run each group's own blocks again, on its own input? Perhaps {LATE}.",
         )
+    if blocks_per_checkpoint and len(stack.order()) == num_blocks:
+        fail(f"{what} has the right gradients, but {NOT_AGAIN}")
 
 
 def _margin(stack: Stack, num_layers: int, magnitude: float) -> float:

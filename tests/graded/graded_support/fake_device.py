@@ -1,9 +1,11 @@
 """A device with a queue and a clock, both made of numbers, to find out what a timing harness measures.
 
 The host asks for work and goes on; the device does it later, in order. Time is a number that only they move
-on, so each reading is exact, and what a harness with a known mistake would read is computed by running it.
+on, so each reading is exact, and what a harness reads, with a known mistake or without, follows from the
+costs by arithmetic. No harness stands here.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +14,6 @@ from graded_support.numbers import fail, kind
 
 TOLERANCE_S = 1e-9
 """Readings are sums of a few numbers below a hundred thousand seconds; they are exact to 1e-11."""
-
-Harness = Callable[["Experiment", int, int], list[float]]
-"""What measures: it gets the experiment, the number of warm-up steps, and the number of steps that count."""
 
 
 @dataclass(frozen=True)
@@ -76,113 +75,105 @@ class Experiment:
             self.idle_from_s = max(self.idle_from_s, self.now_s) + device_s
 
 
-def measure_rightly(
-    experiment: Experiment,
-    warmup_steps: int,
-    steps: int,
-    *,
-    sync_before: bool = True,
-    sync_after: bool = True,
-) -> list[float]:
-    """The definition of what is to be measured, with two ways to spoil it."""
-    samples = []
-    for number in range(warmup_steps + steps):
-        inputs = experiment.make_inputs()
-        if sync_before:
-            experiment.synchronize()
-        start = experiment.clock()
-        experiment.step(inputs)
-        if sync_after:
-            experiment.synchronize()
-        if number >= warmup_steps:
-            samples.append(experiment.clock() - start)
-        if number == warmup_steps - 1:
-            experiment.synchronize()  # whoever waits nowhere else waits after warm-up
-    return samples
+@dataclass(frozen=True)
+class Truth:
+    """How long the device works for each counted step: all that a reading follows from, beside the costs."""
+
+    costs: Costs
+    warmup_s: tuple[float, ...]
+    """Of the warm-up steps."""
+    counted_s: tuple[float, ...]
+
+    @property
+    def samples_s(self) -> list[float]:
+        """The host asks for a step, and then nothing but the step is in the queue."""
+        return [self.costs.step_host_s + work_s for work_s in self.counted_s]
 
 
-def _wait_after(experiment: Experiment, warmup_steps: int, steps: int) -> list[float]:
-    return measure_rightly(experiment, warmup_steps, steps, sync_before=False)
+def _until_asked(truth: Truth) -> list[float]:
+    return [truth.costs.step_host_s for _ in truth.counted_s]
 
 
-def _wait_before(experiment: Experiment, warmup_steps: int, steps: int) -> list[float]:
-    return measure_rightly(experiment, warmup_steps, steps, sync_after=False)
+def _with_the_queue(truth: Truth) -> list[float]:
+    """The step begins when it was asked for and the inputs are there, whichever is later."""
+    start_s = max(truth.costs.input_device_s, truth.costs.step_host_s)
+    return [start_s + work_s for work_s in truth.counted_s]
 
 
-def _time_the_loop(experiment: Experiment, warmup_steps: int, steps: int) -> list[float]:
-    """One reading around all steps, shared out."""
-    measure_rightly(experiment, warmup_steps, 0)
-    all_inputs = [experiment.make_inputs() for _ in range(steps)]
-    experiment.synchronize()
-    start = experiment.clock()
-    for inputs in all_inputs:
-        experiment.step(inputs)
-    experiment.synchronize()
-    return [(experiment.clock() - start) / steps] * steps
+def _with_the_inputs(truth: Truth) -> list[float]:
+    return [truth.costs.input_host_s + sample_s for sample_s in _with_the_queue(truth)]
 
 
-def _time_the_inputs(experiment: Experiment, warmup_steps: int, steps: int) -> list[float]:
-    measure_rightly(experiment, warmup_steps, 0)
-    samples = []
-    for _ in range(steps):
-        experiment.synchronize()
-        start = experiment.clock()
-        experiment.step(experiment.make_inputs())
-        experiment.synchronize()
-        samples.append(experiment.clock() - start)
-    return samples
+def _shared_out(truth: Truth) -> list[float]:
+    """The device is done with all when it is done with what followed the last moment at which it waited."""
+    num, host_s = len(truth.counted_s), truth.costs.step_host_s
+    total_s = max((i + 1) * host_s + sum(truth.counted_s[i:]) for i in range(num))
+    return [total_s / num] * num
 
 
-def _repeat_the_mean(experiment: Experiment, warmup_steps: int, steps: int) -> list[float]:
-    samples = measure_rightly(experiment, warmup_steps, steps)
-    return [sum(samples) / steps] * steps
+def _first_of_all(truth: Truth) -> list[float]:
+    work_s = (truth.warmup_s + truth.counted_s)[: len(truth.counted_s)]
+    return [truth.costs.step_host_s + each_s for each_s in work_s]
 
 
-def _add_up(experiment: Experiment, warmup_steps: int, steps: int) -> list[float]:
-    samples = measure_rightly(experiment, warmup_steps, steps)
-    return [sum(samples[: i + 1]) for i in range(steps)]
-
-
-def _count_warmup(experiment: Experiment, warmup_steps: int, steps: int) -> list[float]:
-    return measure_rightly(experiment, 0, warmup_steps + steps)[:steps]
-
-
-def _in_milliseconds(experiment: Experiment, warmup_steps: int, steps: int) -> list[float]:
-    return [1e3 * sample for sample in measure_rightly(experiment, warmup_steps, steps)]
-
-
-MISTAKES: dict[str, Harness] = {
+MISTAKES: dict[str, Callable[[Truth], list[float]]] = {
     "the clock is stopped without waiting: a step is timed until it is asked for, not until it is done; call "
-    "synchronize before the second reading": _wait_before,
+    "synchronize before the second reading": _until_asked,
     "the clock is started while earlier work is in the queue, which the step then pays for; call synchronize "
-    "before the first reading": _wait_after,
+    "before the first reading": _with_the_queue,
     "the samples are the warm-up's: the first steps of a process are slow for reasons that do not come "
-    "back": _count_warmup,
-    "inputs are made while the clock runs: make them before": _time_the_inputs,
-    "one reading around the whole loop is divided by the steps: each step needs its own": _time_the_loop,
-    "the mean is repeated: return the samples, for the spread is a result too": _repeat_the_mean,
-    "each sample is counted from the start of the loop, not of its step": _add_up,
-    "the times are in milliseconds": _in_milliseconds,
+    "back": _first_of_all,
+    "inputs are made while the clock runs: make them before": _with_the_inputs,
+    "one reading around the whole loop is divided by the steps: each step needs its own": _shared_out,
+    "the mean is repeated: return the samples, for the spread is a result too": lambda truth: (
+        [sum(truth.samples_s) / len(truth.samples_s)] * len(truth.samples_s)
+    ),
+    "each sample is counted from the start of the loop, not of its step": lambda truth: list(
+        itertools.accumulate(truth.samples_s)
+    ),
+    "the times are in milliseconds": lambda truth: [1e3 * sample_s for sample_s in truth.samples_s],
 }
-"""What people get wrong, and a harness that does."""
+"""What people get wrong, and what then comes out."""
+
+
+def predict(costs: Costs, warmup_steps: int, steps: int) -> Truth:
+    """What the device will do for each step."""
+    work_s = [
+        costs.step_device_s + number * costs.slower_s + (costs.cold_s if number < costs.num_cold else 0.0)
+        for number in range(warmup_steps + steps)
+    ]
+    return Truth(costs, tuple(work_s[:warmup_steps]), tuple(work_s[warmup_steps:]))
+
+
+def run_harness(
+    run_benchmark: Callable[..., Any], costs: Costs, warmup_steps: int, steps: int
+) -> tuple[Experiment, Any]:
+    """What a harness did to the device, and what it returned. It is given functions without an owner."""
+    done = Experiment(costs)
+    given = (
+        lambda: done.make_inputs(),
+        lambda inputs: done.step(inputs),
+        lambda: done.synchronize(),
+        lambda: done.clock(),
+    )
+    return done, run_benchmark(*given, warmup_steps, steps)
 
 
 def check_harness(run_benchmark: Callable[..., Any], costs: Costs, warmup_steps: int, steps: int) -> None:
     """Run a student's harness on the device, and fail with what is wrong about its calls or its samples."""
-    done = Experiment(costs)
-    samples = run_benchmark(done.make_inputs, done.step, done.synchronize, done.clock, warmup_steps, steps)
+    done, samples = run_harness(run_benchmark, costs, warmup_steps, steps)
     for complaint in _complaints(done, samples, warmup_steps, steps):
         fail(complaint)
-    expected = measure_rightly(Experiment(costs), warmup_steps, steps)
-    if _are_close(samples, expected):
+    truth = predict(costs, warmup_steps, steps)
+    if are_close(samples, truth.samples_s):
         return
     explained = ""
-    for words, harness in MISTAKES.items():
-        wrong = harness(Experiment(costs), warmup_steps, steps)
-        if _are_close(samples, wrong) and not _are_close(wrong, expected):
+    for words, predicted in MISTAKES.items():
+        wrong = predicted(truth)
+        if are_close(samples, wrong) and not are_close(wrong, truth.samples_s):
             explained = f" This is what comes out when {words}."
             break
-    fail(f"run_benchmark returned {_show(samples)} s; the steps took {_show(expected)} s.{explained}")
+    fail(f"run_benchmark returned {_show(samples)} s; the steps took {_show(truth.samples_s)} s.{explained}")
 
 
 def _complaints(done: Experiment, samples: Any, warmup_steps: int, steps: int) -> Iterator[str]:
@@ -217,7 +208,7 @@ def _complaints(done: Experiment, samples: Any, warmup_steps: int, steps: int) -
         yield f"run_benchmark returned {len(samples)} samples for {steps} counted steps"
 
 
-def _are_close(samples: Any, others: list[float]) -> bool:
+def are_close(samples: Any, others: list[float]) -> bool:
     """Whether two lists of as many numbers are the same but for rounding."""
     return all(abs(float(a) - b) <= TOLERANCE_S for a, b in zip(samples, others, strict=True))
 

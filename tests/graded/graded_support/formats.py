@@ -7,7 +7,8 @@ in extra_data. The instructor who grades it later, on a machine with a GPU, uplo
 test that was not reached has 0 of its points.
 
 Hidden tests: Gradescope gets their details with visibility `after_published`, and itself withholds the total
-while a test is hidden. Every other format says only how many passed, unless details are asked for.
+while a test is hidden. Every other format says only how many passed, unless details are asked for. The seed
+that they draw from is on Gradescope's pages, which students read, only when details are asked for.
 """
 
 import json
@@ -17,7 +18,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from graded_support.record import NOT_REACHED, Record
-from graded_support.rubric import Score, TestResult, points_table
+from graded_support.rubric import Score, TestResult, points_table, remark_lines
 
 NUM_REASONS = 3
 """Failures of one problem that a table lists."""
@@ -30,6 +31,7 @@ def render_table(record: Record, *, show_hidden: bool, width: int = 110) -> str:
     scores = record.scores(show_hidden=show_hidden)
     lines = points_table(scores, width)
     reasons = [line for score in scores for line in _reasons(record, score, show_hidden)]
+    reasons += remark_lines(record.results.values())
     if reasons:
         lines.append("")
         for line in reasons:
@@ -49,11 +51,14 @@ def render_markdown(record: Record, *, show_hidden: bool) -> str:
     total = totals(scores)
     rows.append("| total | " + " | ".join(_number(total[name]) for name in _TOTALS) + " |")
     reasons = [line for score in scores for line in _reasons(record, score, show_hidden)]
+    remarked = remark_lines(record.results.values())
     parts = [
         "# Points",
         "| problem | points | earned | pending | lost |\n|:--|--:|--:|--:|--:|\n" + "\n".join(rows),
         "## Why" if reasons else "",
         "\n".join(f"- {_escape(line)}" for line in reasons),
+        "## For the instructor" if remarked else "",
+        "\n".join(f"- {_escape(line)}" for line in remarked),
         "\n".join(f"- {_escape(line)}" for line in _remarks(record)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -82,6 +87,7 @@ def render_json(record: Record, *, show_hidden: bool) -> str:
             "points": _round(shares[result.problem]),
             "message": result.message,
             "output": result.output,
+            "remarks": list(result.remarks),
             "duration_s": round(result.duration_s, 3),
             "hidden": result.is_hidden,
         }
@@ -94,7 +100,7 @@ def render_json(record: Record, *, show_hidden: bool) -> str:
         "problems": problems,
         "tests": tests,
         "num_hidden_tests": sum(test["hidden"] for test in tests),
-        "remarks": record.remarks,
+        "remarks": [*record.remarks, *remark_lines(record.results.values())],
         **record.about,
     }
     return json.dumps(body, indent=2, allow_nan=False) + "\n"
@@ -114,17 +120,18 @@ def render_gradescope(record: Record, *, show_hidden: bool) -> str:
             | {"number": f"{sections[result.problem]}.{number}", "visibility": visibility}
         )
     total = totals(record.scores())
+    about = {key: value for key, value in record.about.items() if show_hidden or key != "seed"}
     body = {
         "score": total["earned"],
         "execution_time": round(record.about.get("duration_s", 0.0)),
-        "output": "\n".join(_remarks(record)),
+        "output": "\n".join(_remarks(record, show_seed=show_hidden)),
         "output_format": "text",
         "test_output_format": "text",
         "test_name_format": "text",
         "visibility": "visible",
         "stdout_visibility": "hidden",
         "tests": tests,
-        "extra_data": {"total": total, "complete": record.is_complete, **record.about},
+        "extra_data": {"total": total, "complete": record.is_complete, **about},
     }
     return json.dumps(body, indent=2, allow_nan=False) + "\n"
 
@@ -186,10 +193,11 @@ def _gradescope_test(result: TestResult, share: float) -> dict[str, Any]:
 
 
 def _explain(result: TestResult) -> str:
-    """The reason and the whole report, which may begin with the reason."""
-    if result.output.strip().startswith(result.message):
-        return result.output.strip()
-    return "\n\n".join(part for part in (result.message, result.output.strip()) if part)
+    """The reason and the whole report, which may begin with the reason, and the remarks."""
+    report = result.output.strip()
+    message = "" if report.startswith(result.message) else result.message
+    remarks = "\n".join(f"remark: {remark}" for remark in result.remarks)
+    return "\n\n".join(part for part in (message, report, remarks) if part)
 
 
 def _reasons(record: Record, score: Score, show_hidden: bool) -> list[str]:
@@ -207,15 +215,15 @@ def _reasons(record: Record, score: Score, show_hidden: bool) -> list[str]:
     return lines
 
 
-def _remarks(record: Record) -> list[str]:
+def _remarks(record: Record, *, show_seed: bool = True) -> list[str]:
     """What a reader must know beyond the points, and where they come from."""
     num_left = sum(result.status == NOT_REACHED for result in record.results.values())
-    left = [f"{num_left} of {len(record.results)} checks were not reached."] if num_left else []
+    left = [f"{num_left} of {len(record.results)} tests were not reached."] if num_left else []
     hidden = record.hidden_note()
     versions = record.about.get("versions", {})
     words = [f"{name} {version}" for name, version in versions.items()]
     device = [record.about["device"]] if "device" in record.about else []
-    seed = [f"seed {record.about['seed']}"] if "seed" in record.about else []
+    seed = [f"seed {record.about['seed']}"] if show_seed and "seed" in record.about else []
     kit = [f"tests {record.about['kit_sha256'][:12]}"] if "kit_sha256" in record.about else []
     origin = ", ".join([*words, *device, *seed, *kit])
     remarks = [remark[:1].upper() + remark[1:].rstrip(".") + "." for remark in record.remarks]

@@ -1,25 +1,25 @@
 """Call an autograd.Function as a user would, and notice what its values do not show.
 
-Was a Triton kernel launched, were the inputs changed, is there a way back for gradients: each in words.
+Was a Triton kernel launched and did it do the work, were the inputs changed, is there a way back for
+gradients: each in words. Where kernels run is decided when this is imported: pytest does so when it collects
+the tests, and imports the submission later, so nothing in that can turn lost points into pending ones.
 """
 
 import contextlib
-import functools
 import importlib.metadata
 import importlib.util
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from graded_support.compare import fail
 from graded_support.plugin import PENDING
+from graded_support.watching import INTERPRETED, Watched, same_without_kernels, watched
 
+IDLE = "is the same when its kernels do not run: they have no part in it"
 NO_KERNEL = "no Triton kernel was launched: this is PyTorch"
 
 
@@ -28,20 +28,19 @@ def triton_device(test: Any) -> str:
 
     For fixtures, which give `request.node`: where no kernel runs, this leaves the points of the test open.
     """
-    why_not = _why_no_kernel_runs()
-    if why_not:
-        test.user_properties.append((PENDING, why_not))
-        pytest.skip(PENDING + why_not)
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if _WHY_NO_KERNEL_RUNS:
+        test.user_properties.append((PENDING, _WHY_NO_KERNEL_RUNS))
+        pytest.skip(PENDING + _WHY_NO_KERNEL_RUNS)
+    return "cuda" if _HAS_GPU else "cpu"
 
 
 def _why_no_kernel_runs() -> str:
     """In words, or empty where kernels do run."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (it needs Linux)"
-    if torch.cuda.is_available():
+    if _HAS_GPU:
         return ""
-    if os.environ.get("TRITON_INTERPRET") != "1":
+    if not INTERPRETED:
         return "needs an NVIDIA GPU that PyTorch can use, or TRITON_INTERPRET=1"
     versions = [importlib.metadata.version(name).split(".")[:2] for name in ("triton", "numpy")]
     triton_version, numpy_version = (tuple(int(part) for part in version) for version in versions)
@@ -52,35 +51,8 @@ def _why_no_kernel_runs() -> str:
     return ""
 
 
-@contextlib.contextmanager
-def counted_launches() -> Iterator[list[str]]:
-    """Names of the Triton kernels that are launched inside, compiled or interpreted, in this order.
-
-    Every `kernel[grid](...)` ends in the method `run` of one of two classes, in all of Triton 3.6 to 3.9,
-    also behind autotune, heuristics and torch's custom operators. Kernels of torch.compile do not.
-    """
-    from triton.runtime.jit import JITFunction
-
-    kinds: list[Any] = [JITFunction]
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        from triton.runtime.interpreter import InterpretedFunction
-
-        kinds.append(InterpretedFunction)
-    names: list[str] = []
-    with contextlib.ExitStack() as stack:
-        for kind in kinds:
-            stack.enter_context(mock.patch.object(kind, "run", _counting(kind.run, names)))
-        yield names
-
-
-def _counting(run: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
-    @functools.wraps(run)
-    def run_and_count(self: Any, *args: Any, warmup: bool, **kwargs: Any) -> Any:
-        if not warmup:
-            names.append(self.__name__)
-        return run(self, *args, warmup=warmup, **kwargs)
-
-    return run_and_count
+_HAS_GPU = torch.cuda.is_available()
+_WHY_NO_KERNEL_RUNS = _why_no_kernel_runs()
 
 
 def apply(
@@ -92,16 +64,19 @@ def apply(
         function: what the adapter returned.
         arguments: what apply gets; tensors must be as before in the end.
         what: what the message calls it.
-        in_triton: whether it must launch a kernel.
+        in_triton: whether kernels must do the work.
         launches: how many, if that matters.
     """
     if not (isinstance(function, type) and issubclass(function, torch.autograd.Function)):
         fail(f"the adapter of {what} returned {function!r:.80}; expected the class itself, not its apply")
     tensors = {i: argument for i, argument in enumerate(arguments) if isinstance(argument, Tensor)}
     before = {i: tensor.detach().clone() for i, tensor in tensors.items()}
-    with counted_launches() if in_triton else contextlib.nullcontext([]) as names:
+    with watched() if in_triton else contextlib.nullcontext() as seen:
         result = function.apply(*arguments)
-    _check_launches(names, what, in_triton, launches)
+    if seen:
+        _check_work(seen, what, launches)
+        if same_without_kernels(lambda: (function.apply(*arguments),), (result,)):
+            fail(f"{what} {IDLE}")
     for i, tensor in tensors.items():
         if not torch.equal(tensor.detach(), before[i]):
             fail(f"{what} changed its argument {i + 1}: write results into new tensors only")
@@ -116,19 +91,30 @@ def gradients(
     what: str,
     in_triton: bool = False,
     launches: int | None = None,
+    may: Collection[str] = (),
 ) -> tuple[Tensor, ...]:
-    """The gradients of `inputs`, when `arriving` is that of the result."""
+    """The gradients of `inputs`, when `arriving` is that of the result.
+
+    `in_triton` and `launches` are as for `apply`; `may` names PyTorch's work that is no shortcut.
+    """
     if not isinstance(result, Tensor) or result.grad_fn is None:
         fail(f"{what} gave a result without grad_fn: nothing leads back from it to the inputs")
     before = arriving.clone()
-    with counted_launches() if in_triton else contextlib.nullcontext([]) as names:
+
+    def differentiate() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(result, inputs, arriving, allow_unused=True, retain_graph=in_triton)
+
+    with watched() if in_triton else contextlib.nullcontext() as seen:
         try:
-            found = torch.autograd.grad(result, inputs, arriving, allow_unused=True)
+            found = differentiate()
         except RuntimeError as error:
             if "gradient" not in str(error):
                 raise
             fail(f"{what}: {error}; backward returns one value for each argument of forward, None for flags")
-    _check_launches(names, f"backward of {what}", in_triton, launches)
+    if seen:
+        _check_work(seen, f"backward of {what}", launches, may)
+        if same_without_kernels(differentiate, found):
+            fail(f"backward of {what} {IDLE}")
     if not torch.equal(arriving, before):
         fail(f"backward of {what} changed the gradient that it was given: other users of it would be wrong")
     for i, gradient in enumerate(found):
@@ -137,26 +123,15 @@ def gradients(
     return found
 
 
-def _check_launches(names: list[str], what: str, in_triton: bool, launches: int | None) -> None:
-    if in_triton and not names:
+def _check_work(seen: Watched, what: str, launches: int | None, may: Collection[str] = ()) -> None:
+    if not seen.kernels:
         fail(f"{what}: {NO_KERNEL}")
-    if launches is not None and len(names) != launches:
-        fail(f"{what} launched {len(names)} kernels ({', '.join(names)}); {launches} should do it all")
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the largest tensor that an operation of PyTorch returned while this was on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_elements = 0
-        self.where = ""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and look at what came out."""
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor) and tensor.numel() > self.num_elements:
-                self.num_elements = tensor.numel()
-                self.where = f"{func} returned one of shape {tuple(tensor.shape)}"
-        return result
+    others = [name for name in seen.operations if name not in may]
+    if others:
+        fail(
+            f"{what}: something was computed by PyTorch ({others[0]}), not by your kernel; PyTorch may make "
+            "tensors and views of them, copy and cast"
+        )
+    if launches is not None and len(seen.kernels) != launches:
+        names = ", ".join(seen.kernels)
+        fail(f"{what} launched {len(seen.kernels)} kernels ({names}); {launches} should do it")

@@ -1,5 +1,5 @@
 """What several tests of the model's parts ask, given and hidden ones: values beside those of known mistakes,
-arguments left as they were, a result that autograd can follow.
+arguments left as they were, tokens that see no later ones, a result that autograd can follow.
 """
 
 import math
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graded_support import model_truth as truth
 from graded_support.compare import check_tensor, fail, rounding_bound
+from graded_support.numbers import kind
 
 
 def check_unchanged(argument: Tensor, before: Tensor, *, what: str, name: str) -> None:
@@ -20,6 +21,35 @@ def check_unchanged(argument: Tensor, before: Tensor, *, what: str, name: str) -
             f"{what} changed its argument {name} in place; make a new tensor: others still need the old one "
             "(what ends in _, such as sub_, and also += and -= and *=, write into the tensor itself)"
         )
+
+
+def check_causal(
+    before: Any, after: Any, *, first_changed: int, shape: tuple[int, ...], what: str, hint: str
+) -> None:
+    """Results (batch, seq, ...) of inputs that differ at one token: those from it on differ, and no others.
+
+    Both are the student's: this asks who sees whom, and values are another test's question.
+    """
+    for result in (before, after):
+        _check_shape(result, shape, what)
+    old, new = before.detach().double(), after.detach().double()
+    # What is computed again may add up in another order.
+    allowed = rounding_bound(torch.float32, shape[-1], old.abs().amax())
+    check_tensor(
+        after[:, :first_changed],
+        old[:, :first_changed],
+        what=f"{what} for the tokens before {first_changed}, after a change of token {first_changed},",
+        allowed=allowed,
+        dtype=torch.float32,
+        hint=hint,
+    )
+    differences = (new - old).abs().amax(-1)
+    for token in range(first_changed, shape[1]):
+        if not (differences[:, token] > allowed).all():
+            fail(
+                f"{what} gives the same for token {token} after a change of token {first_changed}; "
+                "expected another result: each token sees itself and all tokens before it"
+            )
 
 
 def check_gradient(
@@ -33,17 +63,23 @@ def check_gradient(
     hint: str,
 ) -> None:
     """Fail unless the gradient of sum(result * upstream) with respect to `argument` is `expected`."""
-    if not isinstance(result, Tensor) or not result.requires_grad:
+    _check_shape(result, upstream.shape, what)
+    if not result.requires_grad:
         fail(
             f"the result of {what} has no gradient: something between argument and result is detached "
             "(.detach(), .data, .item(), .numpy(), torch.tensor(...), torch.no_grad())"
         )
-    if result.shape != upstream.shape:
-        fail(f"{what} has shape {tuple(result.shape)}; expected {tuple(upstream.shape)}")
     (gradient,) = torch.autograd.grad(result, argument, upstream, allow_unused=True)
     check_tensor(
         gradient, expected, what=f"the gradient of {what}", allowed=allowed, dtype=argument.dtype, hint=hint
     )
+
+
+def _check_shape(result: Any, shape: tuple[int, ...], what: str) -> None:
+    if type(result) not in (Tensor, torch.nn.Parameter):
+        fail(f"{what} returned {kind(result)}; expected a torch.Tensor")
+    if result.shape != shape:
+        fail(f"{what} has shape {tuple(result.shape)}; expected {tuple(shape)}")
 
 
 def check_rope(

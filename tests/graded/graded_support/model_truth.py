@@ -1,6 +1,6 @@
 """The parts of the model in float64, from their formulas; wrong settings give what known mistakes give.
 
-Nothing is written the way a model is: heads are computed one after the other, and so are pairs of channels.
+Nothing is written the way a model is: queries, heads and pairs of channels are computed one after the other.
 """
 
 import math
@@ -64,12 +64,14 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, scale: float | None = None
 ) -> Tensor:
     """softmax(q k^T / sqrt(d_k)) v, in which a key counts where `mask` is True."""
-    scores = torch.einsum("...qd,...kd->...qk", q, k) * (
-        1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    )
-    if mask is not None:
-        scores = torch.where(mask, scores, -math.inf)
-    return softmax(scores, -1) @ v
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    results = []
+    for query in range(q.shape[-2]):
+        scores = scale * (k * q[..., query, None, :]).sum(-1)
+        if mask is not None:
+            scores = torch.where(mask[..., query, :], scores, -math.inf)
+        results.append((softmax(scores, -1)[..., None] * v).sum(-2))
+    return torch.stack(results, dim=-2)
 
 
 def attention_roundings(q: Tensor, k: Tensor, *, depth: int, mask: Tensor | None = None) -> Tensor:

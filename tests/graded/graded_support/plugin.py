@@ -13,18 +13,23 @@ import platform
 import signal
 import sys
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from graded_support.fence import Fence
+from graded_support.remarks import find_classes, watch
 from graded_support.rubric import (
     CodeProblem,
     TestResult,
     points_table,
     problem_of,
     read_rubric,
+    remark_lines,
     score_problems,
 )
+from graded_support.settings import put_back, read_settings
 from graded_support.submission import SUBMISSION, use_submission
 
 KIT = pathlib.Path(__file__).parents[1]
@@ -33,6 +38,8 @@ PENDING = "pending: "
 
 A test that skips itself has failed.
 """
+REMARK = "remark"
+"""The property of a report that holds what an instructor should look at; it costs no points."""
 
 if not any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg")):
     # Without a GPU (Linux, or Windows' WSL), kernels run in Triton's interpreter. Triton decides when a
@@ -64,16 +71,28 @@ class GradedTests:
     """Collects the results of tests under the folder of the graded tests."""
 
     def __init__(
-        self, problems: tuple[CodeProblem, ...], journal: Journal, done: frozenset[str] = frozenset()
+        self,
+        problems: tuple[CodeProblem, ...],
+        journal: Journal,
+        done: frozenset[str] = frozenset(),
+        submission: str = "",
     ) -> None:
         self.problems = {problem.id: problem for problem in problems}
         self.journal = journal
         self.done = done
+        self.folder = submission or str(KIT.parents[1])
+        self.fence = Fence(submission)
         self.results: dict[str, TestResult] = {}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Mark each test with its problem, and skip what is pending."""
+        """Mark each test with its problem, and skip what is pending.
+
+        Whether there is a GPU is asked here, once, before any adapters are imported, and only for a test
+        that needs one.
+        """
+        items[:] = [item for item in items if item.nodeid not in self.done]
+        why_no_gpu: str | None = None
         for item in items:
             if not item.path.is_relative_to(KIT):
                 continue
@@ -85,9 +104,51 @@ class GradedTests:
             if problem.pending and not os.environ.get("CS_SYSTEMS_RUN_PENDING"):
                 _leave_open(item, problem.pending)
                 item.add_marker(pytest.mark.skip(reason=PENDING + problem.pending))
-        items[:] = [item for item in items if item.nodeid not in self.done]
+            elif item.get_closest_marker("gpu"):
+                why_no_gpu = _why_no_gpu() if why_no_gpu is None else why_no_gpu
+                if why_no_gpu:
+                    _leave_open(item, why_no_gpu)
+                    item.add_marker(pytest.mark.skip(reason=PENDING + why_no_gpu))
         graded = [item for item in items if item.path.is_relative_to(KIT)]
         self.journal.write(event="collected", tests=[item.nodeid for item in graded])
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish(self) -> None:
+        """From here on the tests' own functions stay what they are."""
+        self.fence.begin()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Generator[None, Any, Any]:
+        """What the adapters set for the whole process when they are imported holds for no test."""
+        __tracebackhide__ = True
+        if fixturedef.argname != "adapters":
+            return (yield)
+        before = read_settings()
+        try:
+            return (yield)
+        finally:
+            put_back(before)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """Fail a test that passed by the tests' own answers, or that would spoil the tests after it."""
+        __tracebackhide__ = True
+        if not item.path.is_relative_to(KIT):
+            return (yield)
+        names = self.problems[problem_of(item.nodeid)].not_allowed
+        remarks: list[str] = []
+        before = read_settings()
+        try:
+            with watch(names, self.folder, remarks):
+                result = yield
+        finally:
+            changed = put_back(before)
+            adapters = getattr(item, "funcargs", {}).get("adapters")
+            remarks += find_classes(names, adapters.classes) if names and adapters else []
+            item.user_properties += [(REMARK, remark) for remark in remarks]
+        if words := self.fence.find() or changed:
+            raise _Failed(words, pytrace=False)
+        return result
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A file of tests that cannot be read is the grader's failure, and nobody else's."""
@@ -108,6 +169,8 @@ class GradedTests:
             self.results[report.nodeid] = result
         if report.when == "teardown":
             kept = self.results[report.nodeid]
+            remarks = tuple(str(words) for name, words in report.user_properties if name == REMARK)
+            kept = self.results[report.nodeid] = replace(kept, remarks=remarks)
             self.journal.write(event="ended", test=report.nodeid, result=vars(kept))
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
@@ -116,6 +179,8 @@ class GradedTests:
         if scores:
             terminalreporter.section("points")
             for line in points_table(scores, max(140, terminalreporter._tw.fullwidth)):
+                terminalreporter.line(line)
+            for line in remark_lines(self.results.values()):
                 terminalreporter.line(line)
             hidden = _count_hidden()
             if hidden:
@@ -203,6 +268,9 @@ def _result(report: pytest.TestReport) -> TestResult | None:
     if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         reason = reason.removeprefix("Skipped: ")
+        if (expected := getattr(report, "wasxfail", None)) is not None:
+            words = str(expected).removeprefix("reason: ")  # which older versions of pytest write
+            reason = f"pytest.xfail, {words}"
         left_open = dict(report.user_properties).get(PENDING)
         if report.when == "setup" and left_open:
             return TestResult(report.nodeid, "pending", str(left_open))
@@ -239,24 +307,21 @@ def pytest_configure(config: pytest.Config) -> None:
     problems = read_rubric(KIT / "rubric.toml")
     for problem in problems:
         config.addinivalue_line("markers", f"problem_{problem.id}: {problem.title} ({problem.points} points)")
-    if submission := os.environ.get(SUBMISSION):
+    submission = os.environ.get(SUBMISSION, "")
+    if submission:
         use_submission(submission)
     journal = Journal(os.environ.pop("CS_SYSTEMS_JOURNAL", ""))
     done = json.loads(os.environ.pop("CS_SYSTEMS_DONE", "[]"))
-    config.pluginmanager.register(GradedTests(problems, journal, frozenset(done)), "graded_tests")
+    config.pluginmanager.register(GradedTests(problems, journal, frozenset(done), submission), "graded_tests")
     if journal.descriptor is not None:
         config.pluginmanager.register(UnderGrader(journal), "under_grader")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leave points open for what cannot run on this machine."""
-    if item.path.is_relative_to(KIT) and item.get_closest_marker("gpu"):
-        import torch
+def _why_no_gpu() -> str:
+    """Why a test that needs a GPU cannot run on this machine; empty when it can."""
+    import torch
 
-        if not torch.cuda.is_available():
-            _leave_open(item, "needs an NVIDIA GPU")
-            pytest.skip(PENDING + "needs an NVIDIA GPU")
+    return "" if torch.cuda.is_available() else "needs an NVIDIA GPU"
 
 
 def _leave_open(item: pytest.Item, why: str) -> None:

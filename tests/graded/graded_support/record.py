@@ -27,7 +27,7 @@ class Record:
     remarks: list[str] = field(default_factory=list)
     """What a reader must know beyond the points."""
     tests_known: bool = False
-    """Whether the results are of tests, and not of files."""
+    """Whether the results are of tests, and not of files; hidden tests may still be known as files."""
     changed: Callable[["Record"], None] = lambda record: None
     """Called after each change."""
 
@@ -41,11 +41,14 @@ class Record:
         self.results = {name: TestResult(name, NOT_REACHED, NOT_REACHED) for name in files}
         self.changed(self)
 
-    def expect_tests(self, tests: Iterable[str]) -> None:
-        """Put tests in the place of the files that hold them; files without tests are dropped."""
+    def expect_tests(self, tests: Iterable[str], *, hidden: bool = False) -> None:
+        """Put tests in the place of the files that hold them; files without tests are dropped.
+
+        Hidden tests are in a start of their own, after the others.
+        """
         found = {name: TestResult(name, NOT_REACHED, NOT_REACHED) for name in tests}
-        broken = {name: result for name, result in self.results.items() if result.message != NOT_REACHED}
-        self.results = found | broken
+        files = self.waiting(hidden=hidden)
+        self.results = {name: result for name, result in self.results.items() if name not in files} | found
         self.tests_known = True
         self.changed(self)
 
@@ -70,10 +73,11 @@ class Record:
         self.remarks.append(message)
         self.changed(self)
 
-    def waiting(self) -> list[str]:
-        """Tests that can still be run; a file that cannot be read is none."""
-        waiting = [name for name, result in self.results.items() if result.status == NOT_REACHED]
-        return [name for name in waiting if "::" in name] if self.tests_known else waiting
+    def waiting(self, *, hidden: bool) -> list[str]:
+        """Tests that can still be run, and files whose tests are not known yet."""
+        left = [result for result in self.results.values() if result.status == NOT_REACHED]
+        of_kind = [result for result in left if result.is_hidden == hidden]
+        return [result.id for result in of_kind if "::" in result.id or result.message == NOT_REACHED]
 
     def done(self) -> list[str]:
         """Tests that have an outcome."""
@@ -90,9 +94,9 @@ class Record:
         for result in self.results.values():
             if result.is_hidden and not show_hidden:
                 num_hidden[result.problem] = num_hidden.get(result.problem, 0) + 1
-                name = f"hidden/test_{result.problem}.py::hidden check {num_hidden[result.problem]}"
-                why = "a hidden check failed" if result.status == "failed" else result.message
-                result = TestResult(name, result.status, why, duration_s=result.duration_s)
+                name = f"hidden/test_{result.problem}.py::hidden test {num_hidden[result.problem]}"
+                why = "a hidden test failed" if result.status == "failed" else result.message
+                result = TestResult(name, result.status, why, "", result.duration_s, result.remarks)
             results.append(result)
         return results
 
@@ -102,11 +106,11 @@ class Record:
         return {p.id: p.points / tests.count(p.id) for p in self.problems if p.id in tests}
 
     def hidden_note(self) -> str:
-        """One sentence about checks that students do not have."""
+        """One sentence about tests that students do not have."""
         num_hidden = sum(result.is_hidden for result in self.results.values())
         if not num_hidden:
             return self.absent_note
-        return f"{num_hidden} of the {len(self.results)} checks are hidden: students do not have them."
+        return f"{num_hidden} of the {len(self.results)} tests are hidden tests: students do not have them."
 
 
 def read_result(test: str, told: Any, duration_s: float) -> TestResult:
@@ -114,7 +118,10 @@ def read_result(test: str, told: Any, duration_s: float) -> TestResult:
     if not isinstance(told, dict) or told.get("status") not in get_args(Status):
         return TestResult(test, "failed", "the code under test disturbed the grader's journal")
     message, output = (clean(str(told.get(name, ""))) for name in ("message", "output"))
-    return TestResult(test, told["status"], " ".join(message.split()), output[-MAX_OUTPUT:], duration_s)
+    remarks = told.get("remarks", ())
+    remarks = tuple(clean(str(each)) for each in remarks) if isinstance(remarks, list | tuple) else ()
+    message = " ".join(message.split())
+    return TestResult(test, told["status"], message, output[-MAX_OUTPUT:], duration_s, remarks)
 
 
 def without_paths(result: TestResult, folders: Iterable[str]) -> TestResult:

@@ -26,6 +26,8 @@ class CodeProblem:
     """Why nobody's tests of it are run yet."""
     timeout_s: float = 60.0
     """Seconds that one of its tests may take."""
+    not_allowed: tuple[str, ...] = ()
+    """Functions of torch that would do the part itself; a call makes a remark, and costs no points."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class TestResult:
     output: str = ""
     """The whole report of a failure."""
     duration_s: float = 0.0
+    remarks: tuple[str, ...] = ()
+    """What an instructor should look at, whatever the outcome."""
 
     @property
     def problem(self) -> str:
@@ -74,7 +78,10 @@ def read_rubric(path: pathlib.Path) -> tuple[CodeProblem, ...]:
     """
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8"))["problem"]
-        problems = tuple(CodeProblem(section=i, **entry) for i, entry in enumerate(entries, start=1))
+        problems = tuple(
+            CodeProblem(section=i, **entry | {"not_allowed": tuple(entry.get("not_allowed", ()))})
+            for i, entry in enumerate(entries, start=1)
+        )
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a rubric ({error}); compare it with the one you were given") from None
     for problem in problems:
@@ -127,6 +134,12 @@ def points_table(scores: Iterable[Score], width: int = 140) -> list[str]:
     points = sum(score.problem.points for score in scores)
     lines.append(f"{'total':<{name_width}}{_numbers(points, *totals)}")
     return lines
+
+
+def remark_lines(results: Iterable[TestResult]) -> list[str]:
+    """One line for each remark in a problem."""
+    lines = [f"remark: {result.problem}: {remark}" for result in results for remark in result.remarks]
+    return list(dict.fromkeys(lines))
 
 
 def _numbers(points: float, earned: float, pending: float, lost: float) -> str:

@@ -40,6 +40,9 @@ def check_self_attention(
         "the causal mask is shifted by one: a token does not see itself": (
             lambda: attend(mask=truth.causal(seq, -1))
         ),
+        "all other keys are hidden: a token sees nothing but itself": (
+            lambda: attend(mask=torch.eye(seq, dtype=torch.bool))
+        ),
         "the causal mask is inverted: a token sees itself and those after it": (
             lambda: attend(mask=truth.causal(seq).T)
         ),

@@ -17,6 +17,8 @@ from typing import Any
 
 ADAPTERS = "CS_SYSTEMS_ADAPTERS"
 SUBMISSION = "CS_SYSTEMS_SUBMISSION"
+LOADED_ADAPTERS = "submitted_adapters"
+"""Name that the adapters have as a module when they are a file."""
 REFERENCE = "cs_systems"
 """Name of this project's package: a submission that was begun from the handout has one of the same name."""
 
@@ -52,7 +54,7 @@ def load_adapters(default: pathlib.Path) -> ModuleType:
     name = os.environ.get(ADAPTERS) or str(default)
     if not name.endswith(".py"):
         return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location("submitted_adapters", name)
+    spec = importlib.util.spec_from_file_location(LOADED_ADAPTERS, name)
     if spec is None or spec.loader is None or not pathlib.Path(name).is_file():
         raise FileNotFoundError(f"{name} does not exist: a submission needs its tests/adapters.py")
     module = importlib.util.module_from_spec(spec)

@@ -9,10 +9,17 @@ What this bounds, and what it does not. Bounded: time (a test, and the whole run
 processes that are left behind, files in the working folder, the home folder and the temporary folder, and
 what a submission can do to pytest by accident or by mischief of the ordinary kind: its own pytest.ini,
 conftest.py or sitecustomize.py, packages named like those of the grader, sys.exit, a closed standard output,
-a deleted test. Not bounded: code that is out to cheat. It runs in the process that judges it, as the same
-user: it can replace any function, write verdicts into the journal, read hidden tests, write files elsewhere,
-use the network, and kill the grader. Whoever grades code that is not trusted runs the grader in a container,
-as Gradescope does, and reads what earned the points.
+a deleted test. A test fails when a module of the submission imports the tests' own answers
+(`graded_support`), when a function of the tests was replaced and stayed so, and when the code left torch's
+settings changed, which are put back. Hidden tests and their seed are in a start of pytest of their own, after
+the others: what the others print cannot tell of them.
+
+Not bounded: code that is out to cheat. It runs in the process that judges it, as the same user: it can import
+answers by a name that it puts together, by exec or after a look at the frame that called it, replace a
+function and put it back, write verdicts into the journal, read hidden tests while they run, or where the
+grader itself lies, write files elsewhere, use the network, and kill the grader. Whoever grades code that is
+not trusted runs the grader in a container, as Gradescope does, and reads what earned the points. Functions
+that writeup/code.md rules out make remarks (see `remarks`), which the results show.
 """
 
 import json
@@ -27,7 +34,7 @@ from typing import Any
 
 from graded_support.pipes import Pipe, ready
 from graded_support.processes import Family, describe_exit, exit_code, memory_bytes, send, start
-from graded_support.record import MAX_OUTPUT, Record, clean, read_result, without_paths
+from graded_support.record import MAX_OUTPUT, NOT_REACHED, Record, clean, read_result, without_paths
 from graded_support.rubric import TestResult, problem_of
 from graded_support.submission import ADAPTERS, SUBMISSION
 from graded_support.workspace import Workspace
@@ -91,17 +98,21 @@ def supervise(record: Record, workspace: Workspace, adapters: str, seed: int, li
     give_up = time.monotonic() + 60.0 * limits.max_minutes
     family = Family()
     broken_import = ""
-    files = list(record.results)
+    hidden = False
+    all_files = list(record.results)
     try:
         while time.monotonic() < give_up:
-            run = Run(record, workspace, limits, family)
-            environment = _environment(workspace, adapters, seed)
-            environment["CS_SYSTEMS_BROKEN_IMPORT"] = broken_import
-            run.go(files, environment, give_up)
-            if run.broken_import:
-                broken_import = run.broken_import
-            if not record.waiting():
+            hidden = not record.waiting(hidden=False)
+            if hidden and not record.waiting(hidden=True):
                 return record.is_complete
+            files = [name for name in all_files if TestResult(name, NOT_REACHED).is_hidden == hidden]
+            environment = _environment(workspace, adapters)
+            environment["CS_SYSTEMS_BROKEN_IMPORT"] = broken_import
+            if hidden:
+                environment["CS_SYSTEMS_SEED"] = str(seed)
+            run = Run(record, workspace, limits, family, hidden=hidden)
+            run.go(files, environment, give_up)
+            broken_import = run.broken_import or broken_import
             if run.is_stuck:
                 return False
     finally:
@@ -116,8 +127,12 @@ def supervise(record: Record, workspace: Workspace, adapters: str, seed: int, li
 class Run:
     """One start of pytest."""
 
-    def __init__(self, record: Record, workspace: Workspace, limits: Limits, family: Family) -> None:
+    def __init__(
+        self, record: Record, workspace: Workspace, limits: Limits, family: Family, *, hidden: bool
+    ) -> None:
         self.record, self.workspace, self.limits, self.family = record, workspace, limits, family
+        self.hidden = hidden
+        """Whether it is for the hidden tests, and not for the others."""
         self.timeouts = {problem.id: problem.timeout_s for problem in record.problems}
         self.progress = Progress(time.monotonic())
         self.printed = b""
@@ -128,7 +143,7 @@ class Run:
 
     def go(self, files: list[str], environment: dict[str, str], give_up: float) -> None:
         """Start pytest for the tests that are left, and watch it until it ends or must be ended."""
-        self.workspace.refresh()
+        self.workspace.refresh(with_hidden=self.hidden)
         self.record.about["num_starts"] = self.record.about.get("num_starts", 0) + 1
         environment["CS_SYSTEMS_DONE"] = json.dumps(self.record.done())
         with Pipe() as journal, Pipe() as output:
@@ -163,7 +178,7 @@ class Run:
         poll_at = 0.0
         while True:
             self._read(journal, output)
-            if self.progress.collected and not self.record.waiting():
+            if self.progress.collected and not self.record.waiting(hidden=self.hidden):
                 return ""
             code = exit_code(guard)
             if code is not None:
@@ -215,8 +230,9 @@ class Run:
             output = str(event["output"]).replace(str(self.workspace.run) + "/", "")
             self.record.cannot_read(str(event["file"]), output)
         elif kind == "collected":
-            if not self.record.tests_known:  # the first start of pytest says which tests there are
-                self.record.expect_tests(event["tests"])
+            # The first start of pytest says which tests there are.
+            if any("::" not in name for name in self.record.waiting(hidden=self.hidden)):
+                self.record.expect_tests(event["tests"], hidden=self.hidden)
             progress.collected = True
         elif kind == "started":
             progress.test, progress.test_since = str(event["test"]), now
@@ -284,7 +300,7 @@ class Run:
             self.record.changed(self.record)
 
 
-def _environment(workspace: Workspace, adapters: str, seed: int) -> dict[str, str]:
+def _environment(workspace: Workspace, adapters: str) -> dict[str, str]:
     """Variables of the tests' process: few of the caller's, and folders of its own."""
     home = str(workspace.home)
     kept = {name: value for name, value in os.environ.items() if KEPT_VARIABLES.fullmatch(name)}
@@ -297,7 +313,6 @@ def _environment(workspace: Workspace, adapters: str, seed: int) -> dict[str, st
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         SUBMISSION: str(workspace.submission),
         ADAPTERS: str(workspace.submission / adapters),
-        "CS_SYSTEMS_SEED": str(seed),
     }  # fmt: skip
 
 

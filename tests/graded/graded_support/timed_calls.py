@@ -7,6 +7,8 @@ It is also the leaderboard's worker. What can be gained by accident or by a tric
 - each call gets inputs of its own, made outside of the clock from a seed that the submission does not know,
   so nothing that was kept from another call is of use; memory that results may land in was filled with nan;
 - the whole device is waited for before the clock starts and before it stops;
+- one call is watched before any is timed: nobody gets a time for PyTorch's own attention, nor as Triton for a
+  kernel that leaves the work to PyTorch;
 - results must be plain tensors: one that computes when it is looked at is none;
 - results and gradients of the timed calls are copied as soon as the clock stops, and compared with the
   formula once everything is timed. The formula comes last, so no right answer lies about in memory;
@@ -45,6 +47,7 @@ from graded_support.timed_results import (
     full_of_nan,
     make_inputs,
 )
+from graded_support.timed_work import check_work
 
 GETTERS = {
     "triton": "get_flashattention_autograd_function_triton",
@@ -77,6 +80,8 @@ class Plan:
     shape: Shape
     warmup_seeds: tuple[int, ...]
     """Of the inputs of each call that is not counted."""
+    watched_seed: int
+    """Of the inputs of the call that is watched."""
     seeds: tuple[int, ...]
     """Of the inputs of each call that is."""
     kept: frozenset[int]
@@ -104,7 +109,7 @@ def prepare(shape: Shape, seed: int, calls: int) -> Plan:
     num_kept = min(calls, max(1, int(memory / (4 * shape.bytes_of_array))))
     kept = frozenset(draw.sample(range(1, calls + 1), num_kept))
     peaks = measure_peaks(shape.dtype, shape.device)
-    return Plan(shape, warmup_seeds, seeds, kept, *peaks, functions_in_use())
+    return Plan(shape, warmup_seeds, draw.getrandbits(63), seeds, kept, *peaks, functions_in_use())
 
 
 def measure_peaks(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
@@ -148,12 +153,15 @@ def functions_in_use() -> dict[str, object]:
     return {name: value for name, value in found.items() if callable(value)}
 
 
-def race(plan: Plan, function: Any, tell: Callable[[str], object] = lambda stage: None) -> dict[str, Any]:
+def race(
+    plan: Plan, function: Any, implementation: str, tell: Callable[[str], object] = lambda stage: None
+) -> dict[str, Any]:
     """Time an autograd function and then the formula in PyTorch, and check what the function computed.
 
     Args:
         plan: from `prepare`, before the submission was imported.
         function: class with .apply(q, k, v, is_causal).
+        implementation: "triton" or "pytorch", what it should be written in: see `check_work`.
         tell: is told what happens next, in a few words.
 
     Returns:
@@ -161,12 +169,14 @@ def race(plan: Plan, function: Any, tell: Callable[[str], object] = lambda stage
         checked_calls; error, the largest one over what is allowed; floor_s, bytes_per_s and flops_per_s.
 
     Raises:
-        RejectedError: when the result is wrong, or the time cannot be.
+        RejectedError: when the result is wrong, the time cannot be, or something else did the work.
     """
     shape, threads = plan.shape, torch.get_num_threads()
     call = _make_call(function)
     tell("in the warm-up")
     warmup_s = [seconds for seconds, _ in time_calls(call, shape, plan.warmup_seeds)]
+    tell("while one call was watched")
+    check_work(function.apply, shape, plan.watched_seed, implementation)
     tell("while its calls were timed")
     samples_s, results = [], {}
     for number, (seconds, outputs) in enumerate(time_calls(call, shape, plan.seeds), start=1):
@@ -270,7 +280,7 @@ def main() -> None:
         use_submission(folder)
         adapters = load_adapters(pathlib.Path(folder, "tests", "adapters.py"))
         function = getattr(adapters, GETTERS[request["implementation"]])()
-        result = race(plan, function, lambda stage: send(stage=stage))
+        result = race(plan, function, request["implementation"], lambda stage: send(stage=stage))
     except RejectedError as error:
         reason = str(error)
     except BaseException as error:  # whatever it raises, SystemExit too, is why it gets no time

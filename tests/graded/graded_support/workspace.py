@@ -13,6 +13,9 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
+from graded_support.rubric import HIDDEN_FOLDER
+from graded_support.submission import REFERENCE
+
 KIT = pathlib.Path(__file__).parents[1]
 ADAPTERS = ("tests/adapters.py", "adapters.py")
 MAX_BYTES, MAX_FILES = 2**30, 50_000
@@ -92,21 +95,37 @@ class Workspace:
             hint = f"there is {others[0]}: --adapters {others[0]} takes it"
         raise ValueError(f"the submission has no {given or ADAPTERS[0]}; {hint}")
 
-    def refresh(self) -> None:
-        """Make the folders of `run` anew, whatever was done to them."""
+    def refresh(self, *, with_hidden: bool) -> None:
+        """Make the folders of `run` anew, whatever was done to them, with or without the hidden tests."""
         remove(self.run)
         _copy_folder(self.original, self.submission)
         _copy_folder(KIT, self.kit)
+        if not with_hidden:
+            shutil.rmtree(self.kit / HIDDEN_FOLDER, ignore_errors=True)
         (self.kit / "grader.ini").write_text(INI)
         self.home.mkdir()
 
 
-def tree_hash(folder: pathlib.Path) -> str:
-    """SHA-256 of the names and contents of all files that are copied."""
+def hash_files(folder: pathlib.Path) -> str:
+    """SHA-256 of all files that are copied: of lines `hash  path` as `sha256sum` prints them, by path."""
+    return _hash(folder, _files(folder))
+
+
+def hash_code(folder: pathlib.Path) -> str:
+    """The same of the code alone: what `make submission` calls code_sha256 in the manifest of an archive.
+
+    An archive has only the files that count; a folder that is no unpacked archive may have others.
+    """
+    inside = folder / REFERENCE
+    adapters = folder / ADAPTERS[0]
+    return _hash(folder, (path for path in _files(folder) if path == adapters or inside in path.parents))
+
+
+def _hash(folder: pathlib.Path, paths: Iterator[pathlib.Path]) -> str:
+    hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()) for path in paths}
     total = hashlib.sha256()
-    for path in sorted(_files(folder)):
-        name = os.fsencode(path.relative_to(folder).as_posix())
-        total.update(hashlib.sha256(name).digest() + hashlib.sha256(path.read_bytes()).digest())
+    for name in sorted(hashes):
+        total.update(f"{hashes[name].hexdigest()}  ".encode() + os.fsencode(name) + b"\n")
     return total.hexdigest()
 
 

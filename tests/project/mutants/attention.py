@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.autograd import Function
 
+from mutants.kernels import beside_a_kernel, in_a_kernel, returns_nothing
 from mutants.mutant import Mutant
 
 
@@ -142,6 +143,25 @@ def right_pytorch():
     return make_flash(Flash())
 
 
+def right_beside_a_kernel():
+    class Beside(right_pytorch()):
+        @staticmethod
+        def forward(ctx, q, k, v, is_causal=False):
+            return beside_a_kernel(lambda: right_pytorch().forward(ctx, q, k, v, is_causal), q)
+
+    return Beside
+
+
+def attends_to_nothing(problem, name, make_result, says):
+    adapters = {
+        "get_flashattention_autograd_function_pytorch": lambda: returns_nothing(
+            make_result, lambda job, x: job()
+        ),
+        "get_flashattention_autograd_function_triton": lambda: returns_nothing(make_result, in_a_kernel),
+    }
+    return Mutant(problem, name, adapters, says)
+
+
 def flash(name, says, **mistake):
     return Mutant("flash_forward", name, Flash(**mistake).adapters(), says)
 
@@ -186,6 +206,14 @@ FORWARD = [
     ),
     Mutant(
         "flash_forward",
+        "pytorch-beside-a-kernel",
+        {"get_flashattention_autograd_function_triton": right_beside_a_kernel},
+        "computed by PyTorch \\(aten::bmm\\), not by your kernel",
+    ),
+    attends_to_nothing("flash_forward", "returns-none", lambda q: None, "a torch.Tensor"),
+    attends_to_nothing("flash_forward", "returns-zeros", torch.zeros_like, "are off"),
+    Mutant(
+        "flash_forward",
         "triton-without-scale",
         {
             "get_flashattention_autograd_function_pytorch": right_pytorch,
@@ -196,6 +224,8 @@ FORWARD = [
 ]
 
 BACKWARD = [
+    attends_to_nothing("flash_backward", "returns-none", lambda q: None, "without grad_fn"),
+    attends_to_nothing("flash_backward", "returns-zeros", torch.zeros_like, "are off"),
     flash_gradient("no-scale-of-dq", "dq is not multiplied by 1 / sqrt", "no scale of dq"),
     flash_gradient("no-scale-of-dk", "dk is not multiplied by 1 / sqrt", "no scale of dk"),
     flash_gradient("no-scale-in-p", "not multiplied by 1 / sqrt\\(d\\) before P", "no scale in P"),

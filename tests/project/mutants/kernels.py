@@ -1,4 +1,9 @@
-"""Wrong kernels that work along rows: the weighted sum and softmax. They launch a right one as well."""
+"""Wrong kernels that work along rows: the weighted sum and softmax.
+
+What such a kernel would write is computed by PyTorch while Triton's interpreter runs a kernel of one line.
+"""
+
+import functools
 
 import torch
 from torch.autograd import Function
@@ -11,39 +16,86 @@ def as_rows_of_memory(x):
     return torch.as_strided(x, x.shape, (x.shape[1], 1)).clone()
 
 
-def launches(name, function):
-    """An autograd.Function that launches the reference's kernel, and returns something else.
+JOBS = []
+"""What the next launch does."""
 
-    The mistake is a function of x and weight, or of x; PyTorch differentiates it.
+
+def do_the_next_job():
+    JOBS.pop()()
+
+
+@functools.cache
+def make_kernel():
+    import triton  # late, as it finds out then whether it interprets
+
+    @triton.jit
+    def kernel(x):
+        do_the_next_job()
+
+    return kernel
+
+
+def launch(job, x):
+    JOBS[:] = [job]
+    make_kernel()[(1,)](x)
+
+
+def in_a_kernel(job, x):
+    """What `job()` returns, computed by a launch; an error where launches are skipped."""
+    results = []
+    launch(lambda: results.append(job()), x)
+    return results.pop()
+
+
+def beside_a_kernel(job, x):
+    """What `job()` returns, after the launch of a kernel that does nothing."""
+    launch(lambda: None, x)
+    return job()
+
+
+def launches(name, function, runs=in_a_kernel):
+    """The adapter of an autograd.Function with the values of `function`; PyTorch differentiates it.
+
+    The mistake is a function of x and weight, or of x.
     """
 
-    def get():
-        from cs_systems.kernels.softmax import softmax_forward
-        from cs_systems.kernels.weighted_sum import WeightedSum
+    class MutantRows(Function):
+        @staticmethod
+        def forward(ctx, x, *weight):
+            ctx.save_for_backward(x, *weight)
+            return runs(lambda: function(x, *weight), x)
 
-        class MutantRows(Function):
-            @staticmethod
-            def forward(ctx, x, *weight):
-                ctx.save_for_backward(x, *weight)
-                launch(x, *weight)
-                return function(x, *weight)
-
-            @staticmethod
-            def backward(ctx, dy):
-                launch(*ctx.saved_tensors)
+        @staticmethod
+        def backward(ctx, dy):
+            def differentiate():
                 with torch.enable_grad():
                     leaves = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
                     return torch.autograd.grad(function(*leaves), leaves, dy, allow_unused=True)
 
-        def launch(x, *weight):
-            if weight:
-                WeightedSum.apply(x[:1, :1].clone(), weight[0][:1].clone())
-            else:
-                softmax_forward(x[:1, :1].clone())
+            return runs(differentiate, dy)
 
-        return MutantRows
+    return {f"get_{name}_autograd_function_triton": lambda: MutantRows}
 
-    return {f"get_{name}_autograd_function_triton": get}
+
+def returns_nothing(make_result, runs):
+    """An autograd.Function whose result is `make_result(its first argument)`, and zeros its gradients."""
+
+    class Nothing(Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            ctx.like = [torch.zeros_like(x) if isinstance(x, torch.Tensor) else None for x in inputs]
+            return runs(lambda: make_result(inputs[0]), inputs[0])
+
+        @staticmethod
+        def backward(ctx, dy):
+            return runs(lambda: tuple(ctx.like), dy)
+
+    return Nothing
+
+
+def nothing(name, make_result):
+    """The adapter for that, with a kernel that writes it."""
+    return {f"get_{name}_autograd_function_triton": lambda: returns_nothing(make_result, in_a_kernel)}
 
 
 class OtherGradient(Function):
@@ -84,6 +136,10 @@ def changes_x(x, weight):
     return y
 
 
+def sum_in_numpy(x, weight):
+    return torch.from_numpy(x.numpy() @ weight.numpy())
+
+
 WEIGHTED_SUM = [
     sums("no-weights", "the weights are left out", lambda x, weight: x.sum(1)),
     sums("one-tile", "only the first 64 columns", lambda x, weight: (x * weight)[:, :64].sum(1)),
@@ -111,6 +167,22 @@ WEIGHTED_SUM = [
         "returned None for argument 2",
         weighted_sum,
         lambda dy, x, w: (dy[:, None] * w, None),
+    ),
+    Mutant(
+        "weighted_sum",
+        "pytorch-beside-a-kernel",
+        launches("weighted_sum", weighted_sum, beside_a_kernel),
+        "computed by PyTorch \\(aten::mul\\)",
+    ),
+    Mutant(
+        "weighted_sum",
+        "numpy-beside-a-kernel",
+        launches("weighted_sum", sum_in_numpy, beside_a_kernel),
+        "kernels do not run: they have no part",
+    ),
+    Mutant("weighted_sum", "returns-none", nothing("weighted_sum", lambda x: None), "a torch.Tensor"),
+    Mutant(
+        "weighted_sum", "returns-zeros", nothing("weighted_sum", lambda x: x.new_zeros(len(x))), "are off"
     ),
     Mutant(
         "weighted_sum",
@@ -168,6 +240,18 @@ def two_kernels():
     return TwoKernels
 
 
+def backward_in_pytorch():
+    from cs_systems.kernels.softmax import Softmax
+
+    class Backward(Softmax):
+        @staticmethod
+        def backward(ctx, dy):
+            (y,) = ctx.saved_tensors
+            return beside_a_kernel(lambda: y * (dy - (y * dy).sum(1, keepdim=True)), dy)
+
+    return Backward
+
+
 SOFTMAX = [
     softmaxes("softmax-other-axis", "softmax runs over a column", lambda x: x.softmax(0)),
     softmaxes("softmax-no-maximum", "is not subtracted before exp", without_maximum),
@@ -189,6 +273,20 @@ SOFTMAX = [
         lambda x: x.softmax(1),
         lambda dy, x: (x.softmax(1) * dy,),
     ),
+    Mutant(
+        "softmax_kernel",
+        "softmax-beside-a-kernel",
+        launches("softmax", lambda x: x.softmax(1), beside_a_kernel),
+        "computed by PyTorch \\(aten::_softmax\\)",
+    ),
+    Mutant(
+        "softmax_kernel",
+        "backward-beside-a-kernel",
+        {"get_softmax_autograd_function_triton": backward_in_pytorch},
+        "backward of the softmax kernel: something was computed by PyTorch",
+    ),
+    Mutant("softmax_kernel", "returns-none", nothing("softmax", lambda x: None), "a torch.Tensor"),
+    Mutant("softmax_kernel", "returns-zeros", nothing("softmax", torch.zeros_like), "are off"),
     Mutant(
         "softmax_kernel",
         "two-kernels",

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import statistics
 import time
 
@@ -51,6 +52,11 @@ def benchmark_with_own_clock(make_inputs, step, synchronize, clock, warmup_steps
     return benchmark(make_inputs, step, synchronize, time.perf_counter, warmup_steps, steps)
 
 
+def benchmark_guessing(make_inputs, step, synchronize, clock, warmup_steps, steps):
+    benchmark(make_inputs, step, synchronize, clock, warmup_steps, steps)
+    return [4.25] * steps
+
+
 def benchmark_whole_loop(make_inputs, step, synchronize, clock, warmup_steps, steps):
     for _ in range(warmup_steps):
         step(make_inputs())
@@ -69,6 +75,10 @@ def benchmark_first_samples(make_inputs, step, synchronize, clock, warmup_steps,
 
 def repeat_mean(samples):
     return [statistics.fmean(samples)] * len(samples)
+
+
+def add_up_samples(samples):
+    return list(itertools.accumulate(samples))
 
 
 def to_milliseconds(samples):
@@ -183,6 +193,10 @@ def attend_with_backward_ranges_in_forward(q, k, v, is_causal):
         return attend(q, k, v, is_causal, no_backward=("scores", "softmax", "final matmul"))
 
 
+def attend_without_ranges(q, k, v, is_causal):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+
+
 def attend_detached(q, k, v, is_causal):
     return attend(q, k.detach(), v, is_causal)
 
@@ -275,6 +289,17 @@ def guess_low_gradients(model, inputs, targets, dtype):
     return find_types(model, inputs, targets, dtype, guess_gradients=dtype)
 
 
+def types_by_heart(model, inputs, targets, dtype):
+    weights = {name: weight.dtype for name, weight in model.named_parameters()}
+    leaves = [name for name, module in model.named_modules() if name and not list(module.children())]
+    return (
+        {f"parameters.{name}": kind for name, kind in weights.items()}
+        | {f"outputs.{name}": dtype for name in leaves}
+        | {f"gradients.{name}": kind for name, kind in weights.items()}
+        | {"loss": torch.float32}
+    )
+
+
 def types_without_backward(model, inputs, targets, dtype):
     with torch.enable_grad():
         found = find_types(model, inputs, targets, dtype)
@@ -361,8 +386,14 @@ TIMING = mutants(
         ),
         ("inputs-reused", "its result used again", functools.partial(benchmark, reuses_inputs=True)),
         ("mean-repeated", "the mean is repeated", functools.partial(benchmark, finish=repeat_mean)),
+        (
+            "counted-from-the-start",
+            "start of the loop, not of its step",
+            functools.partial(benchmark, finish=add_up_samples),
+        ),
         ("milliseconds", "are in milliseconds", functools.partial(benchmark, finish=to_milliseconds)),
         ("total-shared-out", "divided by the steps", benchmark_whole_loop),
+        ("constant", r"returned \[4.25, .* the steps took \[8.5,", benchmark_guessing),
         ("own-clock", "the clock that was given was never read", benchmark_with_own_clock),
         ("mean-alone", "expected a list", functools.partial(benchmark, finish=statistics.fmean)),
     ],
@@ -405,6 +436,8 @@ RANGES = [
                 attend_with_backward_ranges_in_forward,
             ),
             ("graph-cut", "gradient", attend_detached),
+            ("no-ranges", "shows no range 'attention scores'", attend_without_ranges),
+            ("no-graph", "must leave the graph whole", torch.no_grad()(attend)),
         ],
     ),
 ]
@@ -449,6 +482,8 @@ TYPES = mutants(
         ("hooks-left", "a hook was left", functools.partial(find_types, remove=False)),
         ("left-in-evaluation", "left in evaluation mode", functools.partial(find_types, evaluate=True)),
         ("no-gradients", "has no gradients", types_without_backward),
+        ("known-by-heart", "never run", types_by_heart),
+        ("nothing-done", "returned a NoneType", lambda model, inputs, targets, dtype: None),
     ],
 )
 CHECKPOINTING = mutants(

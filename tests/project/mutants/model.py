@@ -69,6 +69,11 @@ MUTANTS = [
         "run_linear",
         ("transposed", lambda d_in, d_out, weights, x: x @ weights, "used as \\(in, out\\)"),
         ("with-bias", linear_with_bias, "what is left is a bias"),
+        (
+            "linear-in-fp32",
+            lambda d_in, d_out, weights, x: x.float() @ weights.float().T,
+            "has type float32; expected bfloat16",
+        ),
         ("two-axes-only", linear_of_matrices, "has shape \\(1, 6\\); expected \\(6,\\)"),
     ),
     *mutants(
@@ -77,6 +82,11 @@ MUTANTS = [
         ("columns", lambda vocab, d_model, weights, ids: weights.T[ids], "columns are looked up"),
         ("scaled", lambda vocab, d_model, weights, ids: weights[ids] * d_model**0.5, "by sqrt\\(d_model\\)"),
         ("from-one", lambda vocab, d_model, weights, ids: weights[ids - 1], "counted from 1"),
+        (
+            "rows-in-fp32",
+            lambda vocab, d_model, weights, ids: weights.float()[ids],
+            "has type float32; expected bfloat16",
+        ),
         (
             "flat",
             lambda vocab, d_model, weights, ids: weights[ids.flatten()],
@@ -136,6 +146,11 @@ MUTANTS = [
         ),
         ("no-maximum", softmax_without_maximum, "subtract the maximum along the axis"),
         ("one-maximum", softmax_with_one_maximum, "maximum of each row, not of the whole"),
+        (
+            "softmax-in-fp32",
+            wrong(torch.softmax, dtype=torch.float32),
+            "has type float32; expected bfloat16",
+        ),
         ("softmax-without-graph", softmax_without_graph, "has no gradient"),
         ("sum-detached", softmax_with_detached_sum, "only the maximum may be detached"),
         ("softmax-in-place", softmax_in_place, "changed its argument in_features in place"),
@@ -152,6 +167,12 @@ MUTANTS = [
             "softmax is taken twice",
         ),
         ("log-of-softmax", loss_by_two_steps, "cancel logarithm and exponential on paper"),
+        ("loss-in-16-bits", F.cross_entropy, "has type bfloat16; expected float32"),
+        (
+            "loss-converted-too-late",
+            lambda inputs, targets: F.cross_entropy(inputs, targets).float(),
+            "Convert the logits to fp32",
+        ),
         ("item", loss_as_a_new_tensor, "has no gradient"),
         ("loss-in-place", loss_in_place, "changed its argument inputs in place"),
     ),
@@ -181,6 +202,7 @@ MUTANTS = [
         ("not-causal", wrong(heads, is_causal=False), "no key is hidden"),
         ("sees-one-more", wrong(heads, shift=1), "shifted by one: a token sees the next one"),
         ("sees-one-less", wrong(heads, shift=-1), "shifted by one: a token does not see itself"),
+        ("sees-itself-only", wrong(heads, alone=True), "sees itself and all tokens before it"),
         ("interleaved", wrong(heads, split="interleaved"), "heads are split along the wrong axis"),
         ("viewed", wrong(heads, split="viewed"), "in one step"),
         ("joined-by-head", wrong(heads, join="as it is"), "heads are joined without"),
@@ -219,5 +241,6 @@ MUTANTS = [
         ("padded", model_of_full_length, "has shape \\(2, 12, 11\\); expected \\(2, 1, 11\\)"),
         ("lm-fixed-theta", model_with_fixed_theta, "theta is 10000, whatever"),
         ("sees-the-future", wrong(model, future=True), "hide key j from query i"),
+        ("each-token-alone", wrong(model, alone=True), "sees itself and all tokens before it"),
     ),
 ]

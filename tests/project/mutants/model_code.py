@@ -172,7 +172,7 @@ def attention_in_place(q, k, v, mask=None):
 def heads(
     d_model, num_heads, wq, wk, wv, wo, x, *,
     shift=0, is_causal=True, split="by head", join="behind", power=-0.5, turn=None,
-    turn_values=None, width=None, mask_size=None,
+    turn_values=None, width=None, mask_size=None, alone=False,
 ):  # fmt: skip
     batch, seq, _ = x.shape
 
@@ -188,6 +188,7 @@ def heads(
     v = turn_values(v) if turn_values else v
     size = mask_size or seq  # that of the longest sequence does not fit a shorter one
     mask = torch.ones(size, size, dtype=torch.bool).tril(shift) if is_causal else None
+    mask = torch.eye(seq, dtype=torch.bool) if alone else mask
     scale = (width or d_model // num_heads) ** power
     y = attention(q * scale, k, v, mask, power=0)
     return (y.transpose(1, 2) if join == "behind" else y).reshape(batch, seq, d_model) @ wo.T
@@ -236,6 +237,8 @@ def block(d_model, num_heads, d_ff, length, theta, weights, x, *, form="pre-norm
             return heads(d_model, num_heads, *projections, y)
         if wrong.get("future"):
             return heads(d_model, num_heads, *projections, y, is_causal=False)
+        if wrong.get("alone"):
+            return heads(d_model, num_heads, *projections, y, alone=True)
         if wrong.get("full_mask"):
             return heads(d_model, num_heads, *projections, y, mask_size=length)
         return heads_with_rope(d_model, num_heads, length, theta, *projections, y)

@@ -132,7 +132,7 @@ def batch(
     data, batch_size, context_length, device, *, shift=1, least=0, more=0, draw=None, dtype=np.int64, to=True
 ):
     """Right when nothing is changed."""
-    draw = draw or (lambda: np.random.randint(least, len(data) - context_length + more))
+    draw = draw or (lambda: int(torch.randint(least, len(data) - context_length + more, ())))
     starts = [draw() for _ in range(batch_size)]
     rows = np.stack([data[start : start + context_length] for start in starts])
     # Where the shift leads past the end, the tokens begin again.
@@ -144,13 +144,22 @@ def batch(
 
 
 def batch_of_one_window(data, batch_size, context_length, device):
-    start = np.random.randint(0, len(data) - context_length)
+    start = int(torch.randint(len(data) - context_length, ()))
     return batch(data, batch_size, context_length, device, draw=lambda: start)
 
 
 def batch_seeded(data, batch_size, context_length, device):
     random = np.random.RandomState(0)
     draw = lambda: random.randint(0, len(data) - context_length)  # noqa: E731
+    return batch(data, batch_size, context_length, device, draw=draw)
+
+
+def batch_of_zeros(data, batch_size, context_length, device):
+    return [torch.zeros(batch_size, context_length, dtype=torch.int64, device=device)] * 2
+
+
+def batch_drawn_by_numpy(data, batch_size, context_length, device):
+    draw = lambda: np.random.randint(0, len(data) - context_length)  # noqa: E731
     return batch(data, batch_size, context_length, device, draw=draw)
 
 
@@ -166,7 +175,7 @@ def batch_mostly_early(data, batch_size, context_length, device):
         batch_size,
         context_length,
         device,
-        draw=lambda: int(last * np.random.rand() ** 2 + np.random.rand()),
+        draw=lambda: int(last * torch.rand(()) ** 2 + torch.rand(())),
     )
 
 
@@ -250,6 +259,7 @@ CLIPPING = mutants(
     "gradient_clipping",
     "run_gradient_clipping",
     [
+        ("nothing-done", "nothing is ever changed", lambda parameters, max_l2_norm: None),
         ("each-tensor-alone", "by its own norm", clip_each_alone),
         ("norms-added", "norms of the tensors are added", functools.partial(clip, squares=False)),
         ("root-missing", "root of the sum of squares is missing", functools.partial(clip, root=False)),
@@ -268,6 +278,7 @@ SCHEDULE = mutants(
         ("warm-up-in-the-cosine", "warm-up is not part of it", functools.partial(schedule, subtract=1)),
         ("whole-period", "whole period", functools.partial(schedule, half=2.0)),
         ("straight-line", "straight line", schedule_in_a_line),
+        ("always-the-least", "is always the least", lambda it, most, least, warm_up, end: least),
         ("rises-again", "rises again", functools.partial(schedule, until=math.inf)),
         ("zero-at-the-end", "the rate is 0 after", functools.partial(schedule, after=0.0)),
         ("step-zero-is-zero", "also without warm-up", schedule_starting_at_zero),
@@ -285,6 +296,8 @@ BATCHES = mutants(
         ("first-window-missing", "first window was never drawn", functools.partial(batch, least=1)),
         ("one-window-a-batch", "all 32 rows", batch_of_one_window),
         ("seeded", "do not seed", batch_seeded),
+        ("zeros", "each token is one more than the last", batch_of_zeros),
+        ("drawn-by-numpy", "draw with torch", batch_drawn_by_numpy),
         ("mostly-early", "equally likely", batch_mostly_early),
         ("read-as-int16", "came out negative", batch_of_signed),
         (

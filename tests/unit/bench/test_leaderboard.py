@@ -6,22 +6,29 @@ import functools
 import importlib.util
 import io
 import json
+import os
 import random
 import re
+import sys
 import textwrap
 import time
 import types
 
+import numpy as np
 import pytest
 import torch
 from graded_support import timed_calls, timed_results
 from graded_support.timed_calls import RejectedError, Shape, prepare, race
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from cs_systems.bench import leaderboard_worker
+from cs_systems.bench import leaderboard, leaderboard_worker
 from cs_systems.bench.leaderboard import choose_entry, main
 from cs_systems.bench.leaderboard_table import boards, latest_of_each_name, make_metrics
 from cs_systems.bench.leaderboard_worker import KIT, run_worker
 from cs_systems.bench.record import BenchmarkRecord, Provenance, append_record, read_records
+from cs_systems.kernels.flash_attention import FlashAttention
 from cs_systems.tables import render_table
 
 SMALL = Shape(heads=2, seq=130, d_head=16, dtype=torch.float32, device=torch.device("cpu"))
@@ -92,7 +99,7 @@ def applying(change):
 
 
 def test_an_honest_function_is_timed_and_checked():
-    result = race(prepare(SMALL, seed=1, calls=4), Honest)
+    result = race(prepare(SMALL, seed=1, calls=4), Honest, "pytorch")
     assert result["checked_calls"] == 4
     assert result["error"] < 0.5
     assert [len(values) for values in result["samples_s"].values()] == [4, 4]
@@ -160,8 +167,8 @@ class OneHead(Honest):
     ("function", "reason"),
     [
         (applying(keep_first([])), "o of timed call 1 is the same as that of call 2, which had other inputs"),
-        (applying(lambda apply, number: apply() * (1 + (number > 3) / 100)), "o of .* 1 is wrong: off by 1"),
-        (applying(lambda apply, number: apply() * (number != 5)), "o of .* 2 is wrong: off by 100.0%"),
+        (applying(lambda apply, number: apply() * (1 + (number > 4) / 100)), "o of .* 1 is wrong: off by 1"),
+        (applying(lambda apply, number: apply() * (number != 6)), "o of .* 2 is wrong: off by 100.0%"),
         (applying(lambda apply, number: apply().as_subclass(Lazy)), "o is a Lazy; expected a plain"),
         (applying(lambda apply, number: apply().half()), "o has type torch.float16; expected torch.float32"),
         (applying(lambda apply, number: apply()[:, :-1]), r"o has shape \(2, 129, 16\); expected"),
@@ -175,7 +182,7 @@ class OneHead(Honest):
 )  # fmt: skip
 def test_a_cheat_gets_a_reason_and_no_time(function, reason):
     with pytest.raises(RejectedError, match=reason):
-        race(prepare(SMALL, seed=1, calls=3), function)
+        race(prepare(SMALL, seed=1, calls=3), function, "pytorch")
 
 
 def test_work_that_is_finished_after_the_clock_stopped_comes_too_late():
@@ -192,7 +199,7 @@ def test_work_that_is_finished_after_the_clock_stopped_comes_too_late():
             o.data.copy_(right)
 
     with pytest.raises(RejectedError, match="o of timed call 1 is"):
-        race(prepare(SMALL, seed=1, calls=3), applying(zero_for_now), finish)
+        race(prepare(SMALL, seed=1, calls=3), applying(zero_for_now), "pytorch", finish)
 
 
 def test_a_wrong_block_of_one_head_is_seen():
@@ -211,7 +218,84 @@ def test_a_time_that_no_machine_like_this_one_reaches_is_refused(peak):
     plan = prepare(SMALL, seed=1, calls=2)
     assert 0 < plan.floor_s < 1e-3
     with pytest.raises(RejectedError, match="something else was timed"):
-        race(dataclasses.replace(plan, **{peak: 1.0}), Honest)
+        race(dataclasses.replace(plan, **{peak: 1.0}), Honest, "pytorch")
+
+
+class LibraryAttention(torch.autograd.Function):
+    """PyTorch's own attention under another name."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, is_causal):
+        ctx.leaves = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
+        with torch.enable_grad():
+            ctx.o = torch.nn.functional.scaled_dot_product_attention(
+                *(tensor[None] for tensor in ctx.leaves), is_causal=is_causal
+            )[0]
+        return ctx.o.detach()
+
+    @staticmethod
+    def backward(ctx, do):
+        return *torch.autograd.grad(ctx.o, ctx.leaves, do), None
+
+
+class LibraryGradient(Honest):
+    """Only the gradients are PyTorch's, which wants L for them."""
+
+    @staticmethod
+    def backward(ctx, do):
+        q, k, v = (tensor[None] for tensor in ctx.saved_tensors)
+        aten = torch.ops.aten
+        o, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
+        back = aten._scaled_dot_product_flash_attention_for_cpu_backward
+        return *(tensor[0] for tensor in back(do[None], q, k, v, o, lse, 0.0, True)), None
+
+
+def launch_nothing(x):
+    """A kernel that does nothing."""
+    import triton  # late: conftest says first that kernels are interpreted
+
+    @triton.jit
+    def kernel(x):
+        pass
+
+    kernel[(1,)](x)
+
+
+class BesideAKernel(Honest):
+    """The formula, and a kernel that does nothing."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, is_causal):
+        launch_nothing(q)
+        return Honest.forward(ctx, q, k, v, is_causal)
+
+
+class NumPyBesideAKernel(Honest):
+    """The formula in another library, and a kernel that does nothing."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, is_causal):
+        launch_nothing(q)
+        ctx.save_for_backward(q, k, v)
+        scores = q.numpy() @ k.mT.numpy() * q.shape[-1] ** -0.5
+        weights = np.exp(scores) * np.tri(q.shape[1], dtype=np.float32)
+        return torch.from_numpy(weights / weights.sum(-1, keepdims=True) @ v.numpy())
+
+
+@pytest.mark.parametrize(
+    ("function", "implementation", "reason"),
+    [
+        (LibraryAttention, "pytorch", "PyTorch computed aten::.*attention.* in forward or backward; write"),
+        (LibraryGradient, "pytorch", "PyTorch computed aten::.*attention.* in forward or backward"),
+        (Honest, "triton", "no Triton kernel was launched in forward"),
+        (LibraryAttention, "triton", "no Triton kernel was launched in forward"),
+        (BesideAKernel, "triton", "PyTorch computed aten::bmm in forward; put it into the kernel"),
+        (NumPyBesideAKernel, "triton", "o is the same when its Triton kernels do not run"),
+    ],
+)
+def test_nobody_gets_a_time_for_work_of_somebody_else(function, implementation, reason):
+    with pytest.raises(RejectedError, match=reason):
+        race(prepare(SMALL, seed=1, calls=1), function, implementation)
 
 
 def load_graded_test():
@@ -226,23 +310,23 @@ def load_graded_test():
     ("function", "said"),
     [
         (
-            Honest,
+            FlashAttention,
             r"forward and backward took [\d.]+ ms, the formula in PyTorch [\d.]+ ms: 0\.\d\d times as fast",
         ),
-        (SkipsBackward, "flash attention was not timed: dq of timed call 1"),
+        (SkipsBackward, "flash attention was not timed: no Triton kernel was launched in forward: this is"),
     ],
 )
 def test_the_graded_test_says_what_is_missing(function, said):
     adapters = types.SimpleNamespace(get_flashattention_autograd_function_triton=lambda: function)
     with pytest.raises(pytest.fail.Exception, match=said):
-        load_graded_test()(prepare(SMALL, seed=1, calls=3), adapters)
+        load_graded_test()(prepare(dataclasses.replace(SMALL, seq=64), seed=1, calls=1), adapters)
 
 
 def test_a_replaced_function_is_named(monkeypatch):
     plan = prepare(SMALL, seed=1, calls=1)
     monkeypatch.setattr(torch, "allclose", lambda *args: True)
     with pytest.raises(RejectedError, match=r"the submission replaced torch\.allclose; leave"):
-        race(plan, Honest)
+        race(plan, Honest, "pytorch")
 
 
 def test_calls_that_are_checked_are_drawn_at_random_where_memory_is_short(monkeypatch):
@@ -251,7 +335,7 @@ def test_calls_that_are_checked_are_drawn_at_random_where_memory_is_short(monkey
     assert {len(kept) for kept in drawn} == {2}
     assert len(drawn) > 1
     assert set().union(*drawn) <= set(range(1, 9))
-    assert race(prepare(SMALL, seed=1, calls=8), Honest)["checked_calls"] == 2
+    assert race(prepare(SMALL, seed=1, calls=8), Honest, "pytorch")["checked_calls"] == 2
 
 
 def test_every_call_has_inputs_of_its_own():
@@ -263,9 +347,9 @@ def test_every_call_has_inputs_of_its_own():
             seen.append(q.detach().clone())
             return Honest.apply(q, k, v, is_causal)
 
-    race(prepare(SMALL, seed=1, calls=3), Spy)
-    race(prepare(SMALL, seed=2, calls=3), Spy)
-    assert len({q.numpy().tobytes() for q in seen}) == len(seen) == 12
+    race(prepare(SMALL, seed=1, calls=3), Spy, "pytorch")
+    race(prepare(SMALL, seed=2, calls=3), Spy, "pytorch")
+    assert len({q.numpy().tobytes() for q in seen}) == len(seen) == 14
 
 
 def request(folder, **changes):
@@ -317,20 +401,21 @@ STAGE = 'import sys, time, os, signal; print(\'{"stage": "in the warm-up"}\', fl
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
-        ("time.sleep(60)", "did not end within 500 ms and was stopped in the warm-up"),
+        ("time.sleep(60)", "did not end within 1.50 s and was stopped in the warm-up"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "the process was killed by SIGSEGV in the warm-up"),
         ("sys.exit(0)", NO_RESULT),
+        ("os._exit(255)", NO_RESULT.replace("0", "255")),
         (f"print({json.dumps(RESULT | {'samples_s': {'forward-backward': [-1.0], 'formula': [1.0]}})!r})",
          "the result holds times that cannot be"),
         (f"print({json.dumps(RESULT | {'samples_s': {}})!r})", "the result holds times that cannot be"),
         ("print('{\"seed\": 8, \"reason\": null}')", NO_RESULT),
         ("print('{\"seed\": 7, \"rea', end='')", NO_RESULT),
     ],
-    ids=["hangs", "crashes", "says nothing", "impossible", "no times", "forged", "cut off"],
+    ids=["hangs", "crashes", "says nothing", "exit code 255", "impossible", "no times", "forged", "cut off"],
 )  # fmt: skip
 def test_however_the_worker_ends_there_is_a_reason(tmp_path, monkeypatch, program, reason):
     monkeypatch.setattr(leaderboard_worker, "_START", STAGE + program)
-    seconds = 0.5 if "sleep" in program else 60
+    seconds = 1.5 if "sleep" in program else 60
     assert run_worker(request(tmp_path), max_seconds=seconds) == {"reason": reason}
 
 
@@ -389,7 +474,11 @@ def test_a_submission_is_timed_recorded_and_shown(tmp_path, capsys):
         (["--shape", "gpu"], "there is no GPU here, and a CPU would take hours"),
         (["--shape", "1,2,3"], "nor sequences, heads, positions, d_head such as 1,4,512,64"),
         (["--shape", "1,4,32,64"], "64 positions and a d_head of 1; for example 1,4,512,64"),
-        (["--repeats", "0"], "must be over 0, for example 20 and 600"),
+        (["--repeats", "0"], "must be over 0, for example 20"),
+        (["--max-seconds", "9"], "must be at least 10: torch alone takes seconds to import"),
+        (["--max-seconds", "nan"], "must be at least 10"),
+        (["--shape", "99999,99999,99999,99999"], "checking results of this size takes at least"),
+        (["--shape", "1,1,9999999,1"], "are free here; choose fewer heads or positions"),
         (["--name", "a\nb"], "choose one of at most 40 characters, in one line"),
         (["--submission", "nowhere"], "has no tests/adapters.py"),
         (["--submission", __file__], "is a file; unpack it"),
@@ -470,3 +559,60 @@ def test_records_of_other_experiments_are_passed_over(tmp_path, capsys):
         "Leaderboard of flash attention: 16 heads, 16384 positions, d_head 64, bf16, causal; GPU A\n"
     )
     assert json.loads(out.splitlines()[-1]) == {"experiment": "leaderboard", "num_records": 1}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere orphans are given to nobody")
+@pytest.mark.parametrize("hangs", [False, True])
+def test_children_in_sessions_of_their_own_are_stopped_too(tmp_path, monkeypatch, hangs):
+    note = tmp_path / "note"
+    child = "import os, time, pathlib\n"
+    child += f"pathlib.Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    start = (
+        "import os, subprocess, sys, time, pathlib\n"
+        "if os.fork() == 0:\n"  # a daemon: its parent is gone
+        f"    subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)\n"
+        "    os._exit(0)\n"
+        f"while not pathlib.Path({str(note)!r}).exists(): time.sleep(0.05)\n" + "time.sleep(60)\n" * hangs
+    )
+    monkeypatch.setattr(leaderboard_worker, "_START", start)
+    run_worker(request(tmp_path), max_seconds=3 if hangs else 60)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
+
+
+def test_a_time_that_is_over_before_the_submission_began_is_not_its_fault(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(leaderboard_worker, "_START", "import time; time.sleep(60)")
+    monkeypatch.setattr("cs_systems.bench.leaderboard._LEAST_SECONDS", 0.5)
+    folder, records = make_submission(tmp_path / "ada"), tmp_path / "board.jsonl"
+    with pytest.raises(SystemExit) as ended:
+        main(["--submission", str(folder), "--records", str(records), "--max-seconds", "0.5"])
+    assert ended.value.code == 2
+    assert "--max-seconds 0.5 was over before the submission was even imported" in capsys.readouterr().err
+    assert not records.exists() or not records.read_text()
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of tensors that were alive at one time."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages, self.peak = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, sum(size for ref, size in self.storages.values() if not ref.expired()))
+        return output
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_the_memory_that_is_predicted_is_what_the_formula_takes(heads):
+    entry = choose_entry((1, heads, 512, 16), "cpu")
+    inputs = timed_results.make_inputs(Shape(heads, 512, 16, torch.float64, torch.device("cpu")), 0)
+    with LiveBytes() as live:
+        timed_results.formula(*inputs)
+    assert 0.7 * live.peak < entry.least_memory_bytes < 1.3 * live.peak
+    assert timed_results._SCORES == leaderboard._SCORES_AT_A_TIME

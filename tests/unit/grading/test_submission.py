@@ -489,3 +489,108 @@ def test_another_run_leaves_none_and_says_so(checkout, words, environment, said)
     out, receipt = run_pytest(checkout, *words, **environment)
     assert receipt is None
     assert re.search(said, out) if said else "make submission" not in out
+
+
+def add_own_code(project):
+    """A package beside cs_systems, a module that it imports, and what nobody imports."""
+    texts = {
+        "tests/adapters.py": "def run():\n    from my_package.layers import f\n    import torch, json\n",
+        "my_package/__init__.py": "", "my_package/layers.py": "import helper\nfrom . import more\n",
+        "my_package/more.py": "import benchmark\n", "my_package/weights.pt": "",
+        "helper.py": "import cs_systems\n", "broken.py": "", "json/__init__.py": "", "unused/__init__.py": "",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    return {"my_package/__init__.py", "my_package/layers.py", "my_package/more.py", "helper.py"}
+
+
+def test_a_package_of_ones_own_is_packed_and_hashed_with_what_it_imports(project, capsys):
+    own = add_own_code(project)
+    assert f"code changed since the tests ran: {sorted([*own, 'benchmark.py'])[0]}" in refused(
+        project, capsys
+    )
+    write_receipt(project, TESTS, SCORES)
+    assert run(project) == 0
+    assert packed(project).keys() == {*WANTED, *own, "manifest.json"}
+    listed = manifest(project)
+    assert listed["own_code"] == ["benchmark.py", "helper.py", "my_package"]
+    assert listed["left_out"].keys() == {"my_package/weights.pt"}
+    before = hash_code(project)
+    assert listed["code_sha256"] == before
+    (project / "helper.py").write_text("z = 3\n")
+    assert hash_code(project) != before
+    assert "code changed since the tests ran: helper.py;" in refused(project, capsys)
+
+
+def test_code_that_cannot_be_parsed_imports_nothing_and_that_in_tests_is_refused(project, capsys):
+    (project / "tests/adapters.py").write_text("import my_package (\n")
+    (project / "my_package").mkdir()
+    (project / "my_package/__init__.py").touch()
+    assert run(project, "--untested") == 0
+    assert packed(project).keys() == {*WANTED, "manifest.json"}
+    (project / "cs_systems/model/layers.py").write_text("from tests.unit import test_mine\n")
+    said = refused(project, capsys, "--untested")
+    assert "cs_systems/model/layers.py imports from tests, which is not handed in; move that code" in said
+
+
+def test_a_submission_packed_again_in_a_folder_or_unpacked_verifies_as_well(project, capsys, tmp_path):
+    add_own_code(project)
+    assert run(project, "--untested") == 0
+    folder, again = tmp_path / "ada", tmp_path / "again.zip"
+    with zipfile.ZipFile(project / "dist/submission.zip") as file:
+        file.extractall(folder)
+    (folder / "cs_systems/__pycache__").mkdir()
+    (folder / "cs_systems/__pycache__/a.pyc").touch()
+    assert verify(folder, project)[1] == []
+    shutil.rmtree(folder / "cs_systems/__pycache__")
+    shutil.make_archive(str(again.with_suffix("")), "zip", tmp_path, "ada")
+    assert verify(again, project)[1] == []
+    (folder / "helper.py").write_text("changed")
+    assert verify(folder, project)[1] == [
+        "helper.py: changed after it was packed",
+        "code_sha256 in manifest.json is not that of the code in the archive",
+    ]
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="is no unpacked archive"):
+        verify(folder, project)
+
+
+def forge(project, change):
+    """Pack, and pass the manifest through `change`."""
+    assert run(project) == 0
+    path = project / "dist/submission.zip"
+    text = json.dumps(change(manifest(project)))
+    rewrite(path, lambda files: files.update({"manifest.json": text.encode()}))
+    return path
+
+
+def test_the_hash_of_the_code_is_computed_again(project):
+    path = forge(project, lambda found: found | {"code_sha256": "0" * 64})
+    assert verify(path, project)[1] == ["code_sha256 in manifest.json is not that of the code in the archive"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**400, "1", None])
+def test_points_that_are_no_numbers_are_of_no_manifest(project, number):
+    def change(found):
+        found["tests"]["scores"][0]["earned"] = number
+        return found
+
+    with pytest.raises(ValueError, match="of another program or version"):
+        verify(forge(project, change), project)
+
+
+def test_what_an_archive_says_is_a_claim_and_printed_without_control_characters(project, capsys):
+    def change(found):
+        found["tests"]["time_utc"] = "\x1b[31mnow\n"
+        found["graded_tests"]["\x1b[2J.py"] = "0"
+        return found | {"name": "\x1b[1mada"}
+
+    path = forge(project, change)
+    capsys.readouterr()
+    assert main(["--verify", str(path)], root=project) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("claimed, not checked (make grade does): points of the tests: 1.5 earned")
+    assert "\\x1b[31mnow\\n" in out
+    assert "\\x1b[2J.py: this test file was edited or added" in err
+    assert all(each.isprintable() or each == "\n" for each in out + err)
