@@ -282,8 +282,8 @@ def check_memory(entry: Entry) -> None:
     if free is not None and entry.least_memory_bytes > free:
         needed = format_bytes(entry.least_memory_bytes)
         raise ValueError(
-            f"--shape: checking results of this size takes at least {needed}, and {format_bytes(free)} are free "
-            "here; choose fewer heads or positions"
+            f"--shape: checking results of this size takes at least {needed}, and {format_bytes(free)} "
+            "are free here; choose fewer heads or positions"
         )
 
 

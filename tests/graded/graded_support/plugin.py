@@ -161,6 +161,8 @@ class GradedTests:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the outcome: of the test itself, of its set-up if that failed, of its end if that failed."""
+        if _has_crashed(report):
+            self.results[report.nodeid] = TestResult(report.nodeid, "failed", CRASHED, report.longreprtext)
         if not _is_graded(report):
             return
         before = self.results.get(report.nodeid)
@@ -234,6 +236,7 @@ class UnderGrader:
         return (yield from _stay())
 
 
+CRASHED = "the process crashed in this test: does a kernel load or store outside of a tensor?"
 _STOPS = (KeyboardInterrupt, SystemExit, pytest.exit.Exception)
 _Failed = pytest.fail.Exception
 
@@ -257,6 +260,11 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _has_crashed(report: pytest.TestReport) -> bool:
+    """Whether pytest-xdist reports that a graded test took its whole process down."""
+    return report.when == "???" and KIT.name in pathlib.PurePosixPath(report.nodeid.split("::")[0]).parts
 
 
 def _is_graded(report: pytest.TestReport) -> bool:

@@ -90,7 +90,24 @@ def read_rubric(path: pathlib.Path) -> tuple[CodeProblem, ...]:
             raise ValueError(f"{path}: {problem.id} has points = {problem.points!r}; give a number from 0 on")
     if len({problem.id for problem in problems}) < len(problems):
         raise ValueError(f"{path}: a problem stands there twice")
+    _check_files(path, {problem.id for problem in problems})
     return problems
+
+
+def _check_files(path: pathlib.Path, ids: set[str]) -> None:
+    """Raise ValueError where tests beside the rubric have no problem, or a problem has no tests."""
+    files = [file.name for file in path.parent.rglob("test_*.py")]
+    named = {problem_of(file) for file in files}
+    if not files:  # a rubric alone
+        return
+    for problem in sorted(named - ids):
+        raise ValueError(
+            f"{path}: there is a test_{problem}.py, but no problem {problem}; enter one"
+        )
+    for problem in sorted(ids - named):
+        raise ValueError(
+            f"{path}: {problem} has no test_{problem}.py beside it; write one, or rename it"
+        )
 
 
 def problem_of(node_id: str) -> str:
