@@ -8,14 +8,13 @@ loses nothing.
 What protects whom from what stands at the top of graded_support/supervise.py: in short, this is proof against
 accidents, and a container is needed against malice.
 
-Exit codes: 0 graded, whatever the score; 1 the grader itself failed; 2 bad usage or nothing that can be
-graded; 130 interrupted.
+Exit codes: 0 graded, whatever the score; 1 the grader itself failed, or could not write or print the results;
+2 bad usage or nothing that can be graded; 130 interrupted.
 """
 
 import argparse
 import difflib
 import math
-import os
 import pathlib
 import shutil
 import signal
@@ -25,14 +24,15 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from types import FrameType
-from typing import NoReturn
+from typing import IO, Any, NoReturn
 
 from graded_support.formats import FORMATS, render_table
+from graded_support.output import Output, open_standard_files, say
 from graded_support.processes import machine_memory_bytes
-from graded_support.record import Record
+from graded_support.record import NOT_REACHED, Record
 from graded_support.rubric import problem_of, read_rubric
 from graded_support.supervise import Limits, supervise
-from graded_support.workspace import KIT, Workspace, hash_code, hash_files, remove
+from graded_support.workspace import KIT, NO_ROOM, Workspace, hash_code, hash_files, remove
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -48,6 +48,10 @@ class Parser(argparse.ArgumentParser):
         """Print one line that says what is wrong, and leave with exit code 2."""
         line = " ".join(message.split())
         self.exit(EXIT_USAGE, f"{self.prog}: {line}{'' if line.endswith('?') else '.'} See --help.\n")
+
+    def _print_message(self, message: str, file: IO[Any] | None = None) -> None:
+        """Print, also where the caller has closed what is printed to."""
+        say(file or sys.stderr, message)
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse, answering an unknown flag with the nearest known one."""
@@ -67,14 +71,14 @@ def make_parser(problems: Sequence[str]) -> Parser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    memory_gib = min(8.0, machine_memory_bytes() / 2**31)
+    memory_gib = default_memory_gib(machine_memory_bytes() / 2**30)
     limits = Limits()
     parser.add_argument("--submission", type=pathlib.Path, default=pathlib.Path("."), metavar="DIR|ZIP",
         help="what is graded (default: the current folder)")  # fmt: skip
     parser.add_argument("--adapters", default="", metavar="FILE",
         help="its adapters, a path within it (default: tests/adapters.py, then adapters.py)")  # fmt: skip
-    parser.add_argument("--problem", type=_problems(problems), default=tuple(problems), metavar="ID,ID",
-        help="grade these problems only (default: all that have tests)")  # fmt: skip
+    parser.add_argument("--problem", type=_problems(problems), action="append", metavar="ID,ID",
+        help="grade these problems only; may be given again (default: all that have tests)")  # fmt: skip
     parser.add_argument("--format", type=_one_of(list(FORMATS)), default="table", metavar="|".join(FORMATS),
         help="what is written (default: table)")  # fmt: skip
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE",
@@ -89,16 +93,22 @@ def make_parser(problems: Sequence[str]) -> Parser:
         help=f"time for everything (default: {limits.max_minutes:g})")  # fmt: skip
     parser.add_argument("--max-memory-gib", type=_positive, default=memory_gib, metavar="X",
         help=f"memory of all processes of a test together (default: {memory_gib:.3g}, "
-        "half of this machine's and at most 8)")  # fmt: skip
+        "half of this machine's, at least 2 if it has them and at most 8)")  # fmt: skip
     return parser
+
+
+def default_memory_gib(machine_gib: float) -> float:
+    """Memory of a test: half of the machine's, but pytest and torch alone take half a GiB of it."""
+    return min(machine_gib, max(2.0, min(8.0, machine_gib / 2)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    open_standard_files()
     try:
         problems = read_rubric(KIT / "rubric.toml")
     except (OSError, ValueError) as error:
-        print(f"grade.py: {error}", file=sys.stderr)
+        say(sys.stderr, f"grade.py: {error}\n")
         return EXIT_FAILED
     files = sorted(path.relative_to(KIT).as_posix() for path in KIT.rglob("test_*.py"))
     have_tests = {problem_of(name) for name in files}
@@ -106,9 +116,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse(sys.argv[1:] if argv is None else argv)
     if not args.submission.exists():
         parser.error(f"{args.submission} does not exist; give --submission the folder that is graded")
-    if args.output is not None and (args.output.is_dir() or not args.output.absolute().parent.is_dir()):
-        parser.error(f"--output {args.output} cannot be written: name a file in a folder that exists")
-    chosen = tuple(problem for problem in problems if problem.id in args.problem)
+    try:
+        output = None if args.output is None else Output(args.output)
+    except ValueError as error:
+        parser.error(f"--output {args.output} cannot be written: {error}")
+    wanted = {name for group in args.problem or [have_tests] for name in group}
+    chosen = tuple(problem for problem in problems if problem.id in wanted)
     record = Record(
         chosen,
         absent_note=_read_hidden_note(),
@@ -120,26 +133,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     for number in ENDING_SIGNALS:
         signal.signal(number, _interrupt)
-    return _grade(args, record, [name for name in files if problem_of(name) in args.problem])
-
-
-def _grade(args: argparse.Namespace, record: Record, files: list[str]) -> int:
-    """Grade into the record, write it whatever happens, and leave nothing else behind."""
     started = time.monotonic()
 
     def write(record: Record) -> None:
         record.about["duration_s"] = round(time.monotonic() - started, 1)
-        if args.output is not None:
-            _write(args.output, FORMATS[args.format](record, show_hidden=args.show_hidden))
+        if output is not None:
+            output.write(FORMATS[args.format](record, show_hidden=args.show_hidden))
         _show_progress(record)
 
     record.changed = write
-    record.expect_files(files)
+    record.expect_files([name for name in files if problem_of(name) in wanted])
+    if output is not None and output.trouble:
+        parser.error(f"--output {args.output} cannot be written: {output.trouble}")
+    code, problem = _grade(args, record)
+    record.keep_pending()
+    problems_at_end = [problem] if problem else []
+    if output is not None and output.trouble:
+        problems_at_end.append(f"the newest results are not in {args.output}: {output.trouble}")
+    if not _print_end(args, record, is_written=len(problems_at_end) == bool(problem)):
+        problems_at_end.append("the results could not be printed: standard output is closed or full")
+    for each in problems_at_end:
+        say(sys.stderr, f"grade.py: {each}.\n")
+    return code or (EXIT_FAILED if problems_at_end else EXIT_OK)
+
+
+def _grade(args: argparse.Namespace, record: Record) -> tuple[int, str]:
+    """Grade into the record, and leave nothing else behind; the exit code, and why it is not 0."""
     code, problem = EXIT_OK, ""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="grade-")).resolve()
-    workspace = Workspace(folder)
+    folder = None
     limits = Limits(args.timeout_scale, args.max_minutes, args.max_memory_gib)
     try:
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="grade-")).resolve()
+        workspace = Workspace(folder)
         try:
             workspace.take(args.submission)
             adapters = workspace.find_adapters(args.adapters)
@@ -151,55 +176,61 @@ def _grade(args: argparse.Namespace, record: Record, files: list[str]) -> int:
             record.about["code_sha256"] = hash_code(workspace.original)
             if not supervise(record, workspace, adapters, args.seed, limits):
                 code = EXIT_FAILED
-                problem = "the grader itself failed; what is not reached is no fault of the submission"
+                problem = f"the grader itself failed{_why(record)}"
     except KeyboardInterrupt:
         code, problem = EXIT_INTERRUPTED, "interrupted; the results are those until then"
         record.remarks.append(problem)
     except OSError as error:
         code, problem = EXIT_FAILED, f"grading failed: {error}"
+        if error.errno in NO_ROOM or folder is None:
+            why = error.strerror if error.errno in NO_ROOM else "no folder there can be written"
+            problem = f"cannot copy the submission to TMPDIR ({why}): set TMPDIR to a folder with room"
         record.remarks.append(problem)
     finally:
         for number in ENDING_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        remove(folder)
-    write(record)
-    _print_end(args, record)
-    if problem:
-        print(f"grade.py: {problem}.", file=sys.stderr)
-    return code
+        if folder is not None:
+            remove(folder)
+    return code, problem
 
 
-def _print_end(args: argparse.Namespace, record: Record) -> None:
-    """The document where no file takes it, and the table of points."""
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+def _why(record: Record) -> str:
+    """The first reason that is known for the end of the grader, and whose fault it is not."""
+    broken = [
+        result.message
+        for result in record.results.values()
+        if result.status == NOT_REACHED and result.message != NOT_REACHED
+    ]
+    reason = "".join(f": {each}" for each in [*broken, *record.remarks][:1])
+    no_fault = "no fault of the submission"
+    return reason if no_fault in reason else f"{reason}; what is not reached is {no_fault}"
+
+
+def _print_end(args: argparse.Namespace, record: Record, *, is_written: bool) -> bool:
+    """Print the document where no file takes it, or the table of points; False if that cannot be read."""
+    if _is_watched():
+        say(sys.stderr, "\r\x1b[K")
     width = shutil.get_terminal_size((110, 24)).columns
+    text = ""
     if args.output is None and args.format != "table":
-        sys.stdout.write(FORMATS[args.format](record, show_hidden=args.show_hidden))
+        text = FORMATS[args.format](record, show_hidden=args.show_hidden)
     elif record.tests_known:
-        sys.stdout.write(render_table(record, show_hidden=args.show_hidden, width=max(80, width)))
-    if args.output is not None:
-        print(f"Written to {args.output}")
+        text = render_table(record, show_hidden=args.show_hidden, width=max(80, width))
+    if args.output is not None and is_written:
+        text += f"Written to {args.output}\n"
+    return say(sys.stdout, text)
 
 
 def _show_progress(record: Record) -> None:
     """One line that is written over, for somebody who waits at a terminal."""
-    if sys.stderr.isatty() and record.tests_known:
+    if _is_watched() and record.tests_known:
         done = record.done()
         last = done[-1] if done else ""
-        print(
-            f"\r\x1b[K{len(done)} of {len(record.results)} tests {last}"[:100],
-            end="",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(sys.stderr, f"\r\x1b[K{len(done)} of {len(record.results)} tests {last}"[:100])
 
 
-def _write(path: pathlib.Path, text: str) -> None:
-    """Replace a file in one step: a reader never sees half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+def _is_watched() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

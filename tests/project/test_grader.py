@@ -12,11 +12,14 @@ import stat
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 
 import pytest
 from broken_submissions import BROKEN, Link, misbehaving
 from broken_submissions import KIT as BROKEN_KIT
+from grade import default_memory_gib
+from graded_support.rubric import read_rubric
 from graded_support.workspace import Workspace, hash_code, hash_files
 
 from cs_systems.grading import receipt
@@ -67,7 +70,8 @@ class Grading:
         self.temporary.mkdir()
 
     def command(self, *flags, script=GRADE):
-        flags = ("--submission", self.submission, "--problem", PROBLEM, *flags)
+        problem = () if "--problem" in flags else ("--problem", PROBLEM)
+        flags = ("--submission", self.submission, *problem, *flags)
         return [sys.executable, str(script), *map(str, flags)]
 
     def environment(self):
@@ -282,6 +286,140 @@ def test_bad_usage_is_one_line(grading, tmp_path, flags, says):
     assert grading.leftovers() == []
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "link to a terminal", "links in a circle"])
+def test_output_replaces_no_special_file(grading, tmp_path, kind):
+    """A terminal stands for /dev/null, which a grader that is wrong here would destroy for everybody."""
+    place, target = tmp_path / "place", tmp_path / "pipe"
+    leader, follower = os.openpty()
+    os.mkfifo(target)
+    targets = {"link to a pipe": target, "link to a terminal": os.ttyname(follower)}
+    if kind == "pipe":
+        place = target
+    else:
+        place.symlink_to(targets.get(kind, place))
+    result = grading.run("--output", place)
+    os.close(leader)
+    os.close(follower)
+    assert result.returncode == 2
+    assert "cannot be written" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert stat.S_ISFIFO(target.stat().st_mode)
+    assert place == target or place.is_symlink()
+
+
+def test_output_may_be_a_link_to_a_file(grading, tmp_path):
+    write_submission(grading.submission, RIGHT)
+    link = tmp_path / "link"
+    link.symlink_to(grading.output)
+    assert grading.run("--output", link, "--format", "json").returncode == 0
+    assert link.is_symlink()
+    assert statuses(json.loads(grading.output.read_text())) == ["passed"] * 4
+
+
+def shell(grading, words, *flags):
+    """The command in a shell, which limits or redirects it as in `words`."""
+    command = ["bash", "-c", words, "bash", *grading.command(*flags)]
+    return subprocess.run(
+        command, env=grading.environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_output_that_cannot_be_written_is_told_before_grading(grading):
+    write_submission(grading.submission, RIGHT)
+    result = shell(grading, 'ulimit -f 0; "$@"', "--output", grading.output)
+    assert result.returncode == 2
+    assert re.fullmatch(
+        r"grade.py: --output \S+ cannot be written: File too large. See --help.\n", result.stderr
+    )
+    assert not grading.output.exists()
+    assert list(grading.output.parent.glob(".results*")) == []
+
+
+def test_results_that_cannot_be_kept_are_printed(grading, tmp_path):
+    """A folder that vanishes stands for a disk that fills up."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    spoil = f"import shutil\nshutil.rmtree({str(gone)!r}, ignore_errors=True)\n"
+    write_submission(grading.submission, {"tests/adapters.py": spoil + RIGHT["tests/adapters.py"]})
+    result = grading.run("--output", gone / "results.json", "--format", "json")
+    assert result.returncode == 1
+    assert re.search(r"learning_rate_schedule +1 +1 +0 +0", result.stdout)
+    assert "Written to" not in result.stdout
+    assert "the newest results are not in" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_full_disk_is_not_the_fault_of_the_submission(grading):
+    write_submission(grading.submission, RIGHT)
+    no_room = (
+        "import errno, runpy, shutil, sys\n"
+        "def copy(*paths): raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "shutil.copyfile = copy\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "sys.argv = sys.argv[2:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    _, script, *flags = grading.command("--format", "json", "--output", grading.output)
+    command = [sys.executable, "-c", no_room, str(GRADE.parent), script, *flags]
+    result = subprocess.run(command, env=grading.environment(), capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr == (
+        "grade.py: cannot copy the submission to TMPDIR (No space left on device): "
+        "set TMPDIR to a folder with room.\n"
+    )
+    assert statuses(json.loads(grading.output.read_text())) == ["not reached"]
+    assert grading.leftovers() == []
+
+
+@pytest.mark.parametrize("where", [">&-", "> /dev/full", "| head -n 0", "> /dev/full 2>&-", ">&- 2>&- <&-"])
+def test_streams_that_are_closed_or_full(grading, where):
+    write_submission(grading.submission, RIGHT)
+    words = f'set -o pipefail; "$@" {where}'
+    result = shell(grading, words, "--output", grading.output, "--format", "json")
+    assert result.returncode == 1
+    assert statuses(json.loads(grading.output.read_text())) == ["passed"] * 4
+    told = "grade.py: the results could not be printed: standard output is closed or full.\n"
+    assert result.stderr == ("" if "2>&-" in where else told)
+    assert grading.leftovers() == []
+
+
+def test_problems_may_be_given_one_by_one(grading):
+    write_submission(grading.submission, RIGHT)
+    _, results = grading.run_json("--problem", "linear", "--problem", PROBLEM)
+    assert {problem["id"] for problem in results["problems"]} == {"linear", PROBLEM}
+
+
+def test_a_limit_that_is_too_small_for_pytest_is_named(grading):
+    write_submission(grading.submission, RIGHT)
+    result, results = grading.run_json("--max-memory-gib", "0.001")
+    assert result.returncode == 1
+    assert result.stderr.startswith(
+        "grade.py: the grader itself failed: pytest did not get to the first test"
+    )
+    assert "(--max-memory-gib)" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert statuses(results) == ["not reached"]
+
+
+@pytest.mark.parametrize(("machine", "limit"), [(1, 1), (2, 2), (3, 2), (4, 2), (8, 4), (16, 8), (256, 8)])
+def test_default_limit_of_memory(machine, limit):
+    assert default_memory_gib(machine) == limit
+
+
+BAD_ENTRIES = ["timeout_s = '60'", "timeout_s = -60", "timeout_s = true", "timeout_s = nan"]
+BAD_ENTRIES += ["points = '3'", "points = [3]", "pending = 3", "not_allowed = 'x'", "id = 3"]
+
+
+@pytest.mark.parametrize("line", BAD_ENTRIES)
+def test_a_broken_rubric_is_one_line(tmp_path, line):
+    entry = {"id": "id = 'a'", "title": "title = 'b'", "points": "points = 1"} | {line.split()[0]: line}
+    path = tmp_path / "rubric.toml"
+    path.write_text("\n".join(["[[problem]]", *entry.values()]))
+    with pytest.raises(ValueError, match=f"has {line.split()[0]} = ") as caught:
+        read_rubric(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_table_says_points_and_reasons(grading):
     write_submission(grading.submission, next(b for b in BROKEN if b.name == "os-exit").files)
     result = grading.run()
@@ -414,7 +552,13 @@ def copy_kit(tmp_path, files):
     ignored = shutil.ignore_patterns("test_*.py", "hidden", "__pycache__")
     shutil.copytree(GRADE.parent, kit, ignore=ignored)
     shutil.copy(GRADE.parent / f"test_{PROBLEM}.py", kit)
-    return write_submission(kit, files)
+    write_submission(kit, files)
+    if "rubric.toml" not in files:  # the rubric and the tests beside it name the same problems
+        ids = {path.stem.removeprefix("test_") for path in kit.rglob("test_*.py")}
+        entries = (kit / "rubric.toml").read_text().split("[[problem]]")[1:]
+        kept = [entry for entry in entries if tomllib.loads(entry)["id"] in ids]
+        (kit / "rubric.toml").write_text("".join(f"[[problem]]{entry}" for entry in kept))
+    return kit
 
 
 CALL = "adapters.run_get_lr_cosine_schedule(20, 1.0, 0.1, 4, 40)"

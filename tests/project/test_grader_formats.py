@@ -193,3 +193,14 @@ def test_a_verdict_that_is_none_is_a_failure():
     assert "\n" not in result.message
     remarks = read_result("test_x.py::t", {"status": "passed", "remarks": ["a\x1b", 3]}, 1.0).remarks
     assert remarks == ("a?", "3")
+
+
+def test_what_the_rubric_has_as_pending_is_not_lost_when_time_is_over():
+    record = Record((LINEAR, FSDP))
+    record.expect_files(["test_linear.py", "test_fsdp.py"])
+    record.keep_pending()
+    assert {score.problem.id: (score.pending, score.lost) for score in record.scores()} == {
+        "linear": (0, 1),
+        "fsdp": (15, 0),
+    }
+    assert record.results["test_fsdp.py"].message == "not taught yet"

@@ -587,9 +587,14 @@ LINEAR = '[[problem]]\nid = "linear"\ntitle = "a product"\npoints = 1\n'
         (LINEAR.replace("= 1", "= -1"), None, "linear has points = -1"),
         (LINEAR.replace("= 1", "= inf"), None, "linear has points = inf"),
         (LINEAR.replace("= 1", '= "1"'), None, "linear has points = '1'"),
-        (LINEAR.replace("linear", "liner"), None, "liner has no tests; write tests/graded/test_liner.py"),
-        (LINEAR, "test_rope.py", "tests/graded/test_rope.py is of no problem of"),
-        (LINEAR, "hidden/test_rope.py", "tests/graded/hidden/test_rope.py is of no problem of"),
+        (LINEAR.replace("linear", "liner"), None, "test_linear.py is of no problem there"),
+        (
+            LINEAR + LINEAR.replace("linear", "liner"),
+            None,
+            "liner has no tests; write tests/graded/test_liner.py",
+        ),
+        (LINEAR, "test_rope.py", ": test_rope.py is of no problem there"),
+        (LINEAR, "hidden/test_rope.py", "hidden/test_rope.py is of no problem there"),
         (LINEAR, "hidden/test_linear.py", "hidden/test_linear.py: pytest cannot collect its tests (Syntax"),
     ],
 )

@@ -73,6 +73,14 @@ class Record:
         self.remarks.append(message)
         self.changed(self)
 
+    def keep_pending(self) -> None:
+        """At the end: what the rubric has as pending has lost no points because it was not reached."""
+        pending = {problem.id: problem.pending for problem in self.problems if problem.pending}
+        for name, result in self.results.items():
+            if result.message == NOT_REACHED and problem_of(name) in pending:
+                self.results[name] = TestResult(name, "pending", pending[problem_of(name)])
+        self.changed(self)
+
     def waiting(self, *, hidden: bool) -> list[str]:
         """Tests that can still be run, and files whose tests are not known yet."""
         left = [result for result in self.results.values() if result.status == NOT_REACHED]

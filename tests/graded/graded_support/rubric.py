@@ -82,12 +82,20 @@ def read_rubric(path: pathlib.Path) -> tuple[CodeProblem, ...]:
             CodeProblem(section=i, **entry | {"not_allowed": tuple(entry.get("not_allowed", ()))})
             for i, entry in enumerate(entries, start=1)
         )
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a rubric ({error}); compare it with the one you were given") from None
-    for problem in problems:
-        number = isinstance(problem.points, int | float) and not isinstance(problem.points, bool)
-        if not number or not 0 <= problem.points < math.inf:
+    for entry, problem in zip(entries, problems, strict=True):
+        for name in ("id", "title", "pending"):
+            if not isinstance(getattr(problem, name), str):
+                raise ValueError(f"{path}: {problem.id} has {name} = {getattr(problem, name)!r}; give a text")
+        if not isinstance(entry.get("not_allowed", []), list):
+            raise ValueError(f"{path}: {problem.id} has not_allowed = {entry['not_allowed']!r}; give a list")
+        if not _is_number(problem.points) or not 0 <= problem.points < math.inf:
             raise ValueError(f"{path}: {problem.id} has points = {problem.points!r}; give a number from 0 on")
+        if not _is_number(problem.timeout_s) or not 0 < problem.timeout_s < math.inf:
+            raise ValueError(
+                f"{path}: {problem.id} has timeout_s = {problem.timeout_s!r}; give seconds above 0"
+            )
     if len({problem.id for problem in problems}) < len(problems):
         raise ValueError(f"{path}: a problem stands there twice")
     _check_files(path, {problem.id for problem in problems})
@@ -95,19 +103,11 @@ def read_rubric(path: pathlib.Path) -> tuple[CodeProblem, ...]:
 
 
 def _check_files(path: pathlib.Path, ids: set[str]) -> None:
-    """Raise ValueError where tests beside the rubric have no problem, or a problem has no tests."""
-    files = [file.name for file in path.parent.rglob("test_*.py")]
-    named = {problem_of(file) for file in files}
-    if not files:  # a rubric alone
-        return
-    for problem in sorted(named - ids):
-        raise ValueError(
-            f"{path}: there is a test_{problem}.py, but no problem {problem}; enter one"
-        )
-    for problem in sorted(ids - named):
-        raise ValueError(
-            f"{path}: {problem} has no test_{problem}.py beside it; write one, or rename it"
-        )
+    """Raise ValueError where tests beside the rubric have no problem: it may be misspelt there."""
+    for file in sorted(path.parent.rglob("test_*.py")):
+        if problem_of(file.name) not in ids:
+            name = file.relative_to(path.parent).as_posix()
+            raise ValueError(f"{path}: {name} is of no problem there; enter one, or rename the file")
 
 
 def problem_of(node_id: str) -> str:
@@ -157,6 +157,10 @@ def remark_lines(results: Iterable[TestResult]) -> list[str]:
     """One line for each remark in a problem."""
     lines = [f"remark: {result.problem}: {remark}" for result in results for remark in result.remarks]
     return list(dict.fromkeys(lines))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _numbers(points: float, earned: float, pending: float, lost: float) -> str:

@@ -4,6 +4,7 @@ each start.
 Nothing of the submission's own folder is ever written. Links, git's and Python's own folders are left out.
 """
 
+import errno
 import hashlib
 import os
 import pathlib
@@ -19,6 +20,8 @@ from graded_support.submission import REFERENCE
 KIT = pathlib.Path(__file__).parents[1]
 ADAPTERS = ("tests/adapters.py", "adapters.py")
 MAX_BYTES, MAX_FILES = 2**30, 50_000
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of an OSError that is the fault of the machine, and not of what was handed in."""
 LEFT_OUT = {
     *(".git", ".hg", ".venv", "venv", "node_modules", "__MACOSX", ".DS_Store"),
     *("__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis", ".tox"),
@@ -57,6 +60,7 @@ class Workspace:
 
         Raises:
             ValueError: in one line, when it cannot be graded.
+            OSError: if there is no room for the copy.
         """
         try:
             if submission.is_dir():
@@ -66,6 +70,8 @@ class Workspace:
             else:
                 raise ValueError(f"{submission} is neither a folder nor a zip file")
         except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
             place = f" ({error.filename})" if error.filename else ""
             raise ValueError(f"{submission} cannot be read: {error.strerror or error}{place}") from None
         if not any(self.original.iterdir()):
