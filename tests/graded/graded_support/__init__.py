@@ -1,7 +1,9 @@
 """What the graded tests stand on. It imports nothing of the package that is graded, and works without it.
 
-To compare: numbers, compare. Points and pytest: rubric, plugin, submission. The grader: supervise,
-processes, pipes, workspace, record, formats. The rest serves the tests of one kind of problem each:
+To compare: numbers, compare. Points and pytest: rubric, plugin, submission. What code under test must not do:
+fence (use the answers), settings (leave torch changed), remarks (call what does the part itself). The grader:
+supervise, processes, pipes, workspace, record, formats, output. The rest serves the tests of one kind of
+problem each:
 
     model_truth, model_checks, self_attention_checks            the model
     adamw                                                       the optimizer

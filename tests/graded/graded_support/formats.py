@@ -29,7 +29,7 @@ DIGITS = 6
 def render_table(record: Record, *, show_hidden: bool, width: int = 110) -> str:
     """The points of each problem, why some are lost, and what to know beyond."""
     scores = record.scores(show_hidden=show_hidden)
-    lines = points_table(scores, width)
+    lines = points_table(scores, max(140, width))
     reasons = [line for score in scores for line in _reasons(record, score, show_hidden)]
     reasons += remark_lines(record.results.values())
     if reasons:
