@@ -138,7 +138,9 @@ def read_sources(root: pathlib.Path) -> dict[str, str]:
 def places_of(problem: str, files: Mapping[str, str]) -> list[str]:
     """Where the handout asks for the solution of a problem, but for the adapters."""
     asked = f'"{missing(problem)}'
-    return [path for path, text in files.items() if asked in text and path != ADAPTERS]
+    return [
+        path for path, text in files.items() if asked in text and path.endswith(".py") and path != ADAPTERS
+    ]
 
 
 def problems_table(problems: Mapping[str, Mapping[str, Any]], files: Mapping[str, str]) -> str:
