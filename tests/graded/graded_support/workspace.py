@@ -121,6 +121,7 @@ def hash_code(folder: pathlib.Path) -> str:
     """The same of the code alone: what `make submission` calls code_sha256 in the manifest of an archive.
 
     An archive has only the files that count; a folder that is no unpacked archive may have others.
+    Packages of the student's own are in the manifest's hash and not in this one: with some, the two differ.
     """
     inside = folder / REFERENCE
     adapters = folder / ADAPTERS[0]
